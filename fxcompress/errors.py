@@ -1,0 +1,38 @@
+"""The errors fxcompress raises, all under one base class.
+
+Every message says three things: what was wrong, where (node, parameter, shape), and what to do.
+"""
+
+from __future__ import annotations
+
+
+class FxCompressError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class CaptureError(FxCompressError):
+    """The model or its example inputs could not be turned into a graph."""
+
+
+class PlanError(FxCompressError):
+    """A plan would break the program; the program was left as it was."""
+
+
+class BudgetError(PlanError):
+    """A budget, a ratio or a glob cannot be met; the message says what the floor is."""
+
+
+class VerificationError(FxCompressError):
+    """A pass gave a program that does not compute what it must."""
+
+
+class WriteBackError(FxCompressError):
+    """The user's class cannot hold the smaller parameters; the message names the attribute or line."""
+
+
+class LoadError(FxCompressError):
+    """A saved program, a manifest or a model specification cannot be read."""
+
+
+class ExportError(FxCompressError):
+    """An ONNX or TensorRT export, check or benchmark could not be made."""
