@@ -1,0 +1,1 @@
+"""Runtimes a program can be handed to: ONNX, onnxruntime, TensorRT."""

@@ -1,0 +1,1 @@
+"""Compression methods, one a file; each decides and none of them edits a graph."""
