@@ -1,0 +1,74 @@
+"""What every test shares: one thread, fixed seeds, the optional data and a torchvision that imports."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+import torchvision_shim
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Kept for the whole session: the declarations vanish with the object.
+_TORCHVISION = torchvision_shim.install()
+
+# pytest-xdist runs a process for each core; more threads in each would only take turns.
+torch.set_num_threads(1)
+
+
+class _TorchRandom:
+    """Torch's generator as hypothesis knows generators, so that a failing example replays exactly."""
+
+    def seed(self, value: int) -> None:
+        torch.manual_seed(value)
+
+    def getstate(self) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def setstate(self, state: torch.Tensor) -> None:
+        torch.set_rng_state(state)
+
+
+_TORCH_RANDOM = _TorchRandom()  # hypothesis only holds a weak reference
+hypothesis.register_random(_TORCH_RANDOM)
+
+# No deadlines: the first example of a law pays for captures and compilations.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=25, print_blob=True)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked `gpu` where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data packs and reference values, which lies outside the repository."""
+    folder = Path(os.environ.get("FXCOMPRESS_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no data at {folder}; set FXCOMPRESS_SHARED to the folder that holds it")
+    return folder
