@@ -1,4 +1,4 @@
-"""What every test shares: one thread, fixed seeds, the optional data and a torchvision that imports."""
+"""What every test shares: one thread, fixed seeds, optional data, a torchvision that imports."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+
 import torchvision_shim
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ torch.set_num_threads(1)
 
 
 class _TorchRandom:
-    """Torch's generator as hypothesis knows generators, so that a failing example replays exactly."""
+    """Torch's generator as hypothesis wants them, so that a failing example replays exactly."""
 
     def seed(self, value: int) -> None:
         torch.manual_seed(value)
@@ -55,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     torch.manual_seed(0)
 
 

@@ -1,8 +1,8 @@
 """Lets torchvision's models import beside a torch whose build its compiled operators do not match.
 
-The torchvision wheel on PyPI is a CUDA build: beside a CPU torch its library does not load, and then
-torchvision fails on import, for want of operators (nms, roi_align …) that no classification model
-calls. Declaring those operators, without giving them a body, is enough for the models.
+The torchvision wheel on PyPI is a CUDA build: beside a CPU torch its library does not load, and
+torchvision then fails on import, for want of operators (nms, roi_align …) that no classification
+model calls. Declaring those operators, without giving them a body, is enough for the models.
 """
 
 from __future__ import annotations
