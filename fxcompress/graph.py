@@ -1,0 +1,326 @@
+"""The captured module, and what everybody asks of its nodes.
+
+`CapturedModule` is a plain `torch.fx.GraphModule` of ATen nodes that behaves like a module: it switches between
+training and evaluation, copies, moves between devices and trains. Shapes are read with `shape_of`, `dtype_of` and
+`dynamic_dims`, whatever kind of value stands in a node's ``meta["val"]``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+
+from fxcompress.errors import FxCompressError
+
+aten = torch.ops.aten
+
+MODE_FLAGS: Mapping[OpOverload, int] = {
+    aten.dropout.default: 2,
+    aten.dropout_.default: 2,
+    aten.feature_dropout.default: 2,
+    aten.feature_dropout_.default: 2,
+    aten.alpha_dropout.default: 2,
+    aten.alpha_dropout_.default: 2,
+    aten.feature_alpha_dropout.default: 2,
+    aten.feature_alpha_dropout_.default: 2,
+    aten.native_dropout.default: 2,
+    aten.rrelu.default: 3,
+    aten.rrelu_.default: 3,
+    aten.batch_norm.default: 5,
+    aten.native_batch_norm.default: 5,
+    aten._native_batch_norm_legit.default: 5,
+    aten.instance_norm.default: 5,
+    aten.lstm.input: 6,
+    aten.gru.input: 6,
+    aten.rnn_tanh.input: 6,
+    aten.rnn_relu.input: 6,
+}
+"""Where an operator takes "this is training": the position of that argument."""
+
+_RUNNING_MEAN = 3
+_STATISTICS = {
+    aten.batch_norm.default,
+    aten.native_batch_norm.default,
+    aten._native_batch_norm_legit.default,
+    aten.instance_norm.default,
+}
+FIXED_MODE = "fixed_mode"
+"""Key in ``node.meta``: the model asked for this mode by name, so `train` and `eval` leave the node alone."""
+
+
+@dataclass(frozen=True)
+class TensorMeta:
+    """Shape and dtype of a node's tensor, without the machinery of a fake tensor.
+
+    Attributes:
+        shape: Sizes at the example inputs.
+        dtype: Element type.
+        dynamic: The axes whose size follows the inputs.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    dynamic: frozenset[int] = frozenset()
+
+
+class CapturedModule(fx.GraphModule):
+    """A captured model: ATen nodes, parameters under the model's own names, called like the model."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch normalisation and dropout nodes to training, or to evaluation."""
+        super().train(mode)
+        changed = [_set_mode(node, mode) for node in self.graph.nodes]
+        if any(changed):
+            self.recompile()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = _device(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = _device(self)
+        if before is not None and after is not None and before != after:
+            _move_devices(self.graph, before, after)
+            self.recompile()
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
+        # GraphModule's own deepcopy forgets which buffers at the root are not persistent.
+        clone = clone_graph(self)
+        memo[id(self)] = clone
+        for table in (clone._parameters, clone._buffers, clone._modules):
+            for name, value in table.items():
+                table[name] = copy.deepcopy(value, memo)  # type: ignore[assignment]
+        return clone
+
+
+def clone_graph(module: CapturedModule) -> CapturedModule:
+    """Give a new graph and a new module tree over the very same parameters and buffers.
+
+    Node names, ``meta`` and the calling convention are kept, so the copy can be edited while the original stays.
+    """
+    clone = CapturedModule(nn.Module(), fx.Graph())
+    seen: dict[int, nn.Module] = {id(module): clone}
+    _share_tables(module, clone, seen)
+    clone.training = module.training
+    clone.meta = dict(module.meta)
+    clone.graph = _copy_graph(module.graph)
+    return clone
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Sizes of the node's tensor at the example inputs, also where an axis is dynamic."""
+    return example_shape(_value_of(node))
+
+
+def example_shape(value: Tensor | TensorMeta) -> tuple[int, ...]:
+    """Sizes of a fake tensor at the example inputs."""
+    return tuple(_example_size(size) for size in value.shape)
+
+
+def dtype_of(node: fx.Node) -> torch.dtype:
+    """Element type of the node's tensor."""
+    return _value_of(node).dtype
+
+
+def dynamic_dims(node: fx.Node) -> frozenset[int]:
+    """The axes of the node's tensor whose size follows the inputs."""
+    value = _value_of(node)
+    if isinstance(value, TensorMeta):
+        return value.dynamic
+    return frozenset(dim for dim, size in enumerate(value.shape) if not isinstance(size, int))
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether the node yields one tensor (and not a tuple, a number or nothing)."""
+    return isinstance(node.meta.get("val"), Tensor | TensorMeta)
+
+
+def parameter_of(node: object) -> str | None:
+    """The name of the parameter or buffer that a ``get_attr`` node reads; None for anything else."""
+    if isinstance(node, fx.Node) and node.op == "get_attr" and is_tensor(node):
+        return str(node.target)
+    return None
+
+
+def tensor_of(module: nn.Module, node: fx.Node) -> Tensor:
+    """The parameter or buffer that a ``get_attr`` node reads.
+
+    Raises:
+        FxCompressError: The node reads no tensor of this module.
+    """
+    value = find_tensor(module, str(node.target)) if node.op == "get_attr" else None
+    if value is None:
+        raise FxCompressError(
+            f"node '{node.name}' ({node.op} of {node.target}) reads no parameter or buffer of the module; "
+            "ask only for nodes of which `parameter_of` gives a name"
+        )
+    return value
+
+
+def find_tensor(module: nn.Module, name: str) -> Tensor | None:
+    """The parameter or buffer of this name, or None."""
+    prefix, _, leaf = name.rpartition(".")
+    try:
+        owner = module.get_submodule(prefix)
+    except AttributeError:
+        return None
+    value = getattr(owner, leaf, None)
+    return value if isinstance(value, Tensor) else None
+
+
+def set_tensor(module: nn.Module, name: str, value: Tensor, *, persistent: bool = True) -> None:
+    """Register a parameter or buffer under a dotted name, making the modules on the way.
+
+    A tensor of that name is replaced; an `nn.Parameter` stays a parameter and anything else is a buffer.
+    """
+    *path, leaf = name.split(".")
+    owner = module
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    owner._parameters.pop(leaf, None)
+    owner._buffers.pop(leaf, None)
+    if isinstance(value, nn.Parameter):
+        owner.register_parameter(leaf, value)
+    else:
+        owner.register_buffer(leaf, value, persistent=persistent)
+
+
+def alias_classes(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Map each node to a representative of the nodes that may share its memory.
+
+    Views, in-place operators and the elements of a multiple result share; the operators' schemas say so.
+    """
+    parent: dict[fx.Node, fx.Node] = {node: node for node in graph.nodes}
+
+    def root(node: fx.Node) -> fx.Node:
+        while parent[node] is not node:
+            node = parent[node]
+        return node
+
+    for node in graph.nodes:
+        for source in _sharing_inputs(node):
+            parent[root(node)] = root(source)
+    return {node: root(node) for node in graph.nodes}
+
+
+def mutated_inputs(node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes whose memory this node writes to, by the operator's schema."""
+    for value, writes in _aliased_arguments(node):
+        if writes:
+            yield value
+
+
+def _sharing_inputs(node: fx.Node) -> Iterator[fx.Node]:
+    if node.op != "call_function":
+        return
+    if not isinstance(node.target, OpOverload):
+        # operator.getitem takes a tuple apart; a higher-order operator might return what it was given.
+        yield from node.all_input_nodes
+        return
+    yield from (value for value, _ in _aliased_arguments(node))
+
+
+def _aliased_arguments(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
+    """The node's inputs that its schema marks as shared with the result, and whether they are written."""
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return
+    for index, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is None:
+            continue
+        given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+        for value in given if isinstance(given, list | tuple) else (given,):
+            if isinstance(value, fx.Node):
+                yield value, argument.alias_info.is_write
+
+
+def _set_mode(node: fx.Node, training: bool) -> bool:
+    """Set the node's training flag; say whether that changed it."""
+    position = MODE_FLAGS.get(node.target) if isinstance(node.target, OpOverload) else None
+    if position is None or node.meta.get(FIXED_MODE) or _computes_own_statistics(node):
+        return False
+    if mode_of(node) is training:
+        return False
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    defaults = [argument.default_value for argument in schema[len(node.args) : position + 1]]
+    args = [*node.args, *defaults]
+    args[position] = training
+    node.args = tuple(args)
+    return True
+
+
+def mode_of(node: fx.Node) -> bool | None:
+    """Whether the node computes as in training; None if its operator knows no modes."""
+    position = MODE_FLAGS.get(node.target) if isinstance(node.target, OpOverload) else None
+    if position is None:
+        return None
+    if position < len(node.args):
+        return bool(node.args[position])
+    return bool(node.target._schema.arguments[position].default_value)  # type: ignore[union-attr]
+
+
+def _computes_own_statistics(node: fx.Node) -> bool:
+    """A norm without running statistics uses those of the batch in both modes."""
+    return node.target in _STATISTICS and node.args[_RUNNING_MEAN] is None
+
+
+def _value_of(node: fx.Node) -> Tensor | TensorMeta:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor | TensorMeta):
+        raise FxCompressError(
+            f"node '{node.name}' ({node.op} of {node.target}) yields {type(value).__name__}, not one tensor; "
+            "ask for shapes of tensor nodes only (`is_tensor`)"
+        )
+    return value
+
+
+def _example_size(size: int | torch.SymInt) -> int:
+    # int(size) would record a guard; the hint is the size at the example inputs.
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return None
+
+
+def _move_devices(graph: fx.Graph, before: torch.device, after: torch.device) -> None:
+    """Creation operators name the device they were captured on; it moves with the parameters."""
+
+    def moved(value: Any) -> Any:
+        return after if isinstance(value, torch.device) and value == before else value
+
+    for node in graph.nodes:
+        if node.op == "call_function":
+            node.args = fx.node.map_aggregate(node.args, moved)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, moved)
+
+
+def _copy_graph(graph: fx.Graph) -> fx.Graph:
+    twin = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copies[node] = twin.node_copy(node, copies.__getitem__)
+    twin.set_codegen(graph._codegen)
+    return twin
+
+
+def _share_tables(module: nn.Module, twin: nn.Module, seen: dict[int, nn.Module]) -> None:
+    """Give `twin` dictionaries of its own that hold the tensors of `module` and copies of its children."""
+    twin._parameters = dict(module._parameters)
+    twin._buffers = dict(module._buffers)
+    twin._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+    twin._modules = {}
+    for name, child in module._modules.items():
+        if child is not None and id(child) not in seen:
+            seen[id(child)] = copy.copy(child)
+            _share_tables(child, seen[id(child)], seen)
+        twin._modules[name] = None if child is None else seen[id(child)]
