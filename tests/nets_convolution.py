@@ -1,4 +1,4 @@
-"""Tiny image nets; each has one thing that makes channels hard to follow. No two sizes agree."""
+"""Tiny image nets, each with one thing that makes channels hard to follow."""
 
 from __future__ import annotations
 
