@@ -1,0 +1,58 @@
+"""Fresh inputs like a program's example: other values, and other sizes where they may vary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fxcompress.export.exportable import Inputs
+
+
+def resized(inputs: Inputs, sizes: Mapping[str, int]) -> list[Tensor]:
+    """The example with its named dimensions at other sizes; its slices are repeated in turn."""
+    result = []
+    for tensor, dims in zip(inputs.tensors, inputs.dynamic, strict=True):
+        for dim, label in dims.items():
+            wanted = sizes.get(label, tensor.shape[dim])
+            tensor = tensor.index_select(dim, torch.arange(wanted) % max(1, tensor.shape[dim]))
+        result.append(tensor.clone())
+    return result
+
+
+def drawn(inputs: Inputs, sizes: Mapping[str, int], seed: int) -> list[Tensor]:
+    """Random values of the example's dtypes and ranges, at the given sizes.
+
+    Integers lie within the example's own smallest and largest, so that indices stay valid. Flags,
+    and floats with infinities among them, are masks: they keep the example's values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [_like(tensor, generator) for tensor in resized(inputs, sizes)]
+
+
+def other_sizes(inputs: Inputs) -> dict[str, int]:
+    """For each named dimension a size that is not the example's, and no larger if that can be.
+
+    A smaller one cannot run off a table of positions; below 2 there is none that is general.
+    """
+    return {label: size - 1 if size > 2 else size + 1 for label, size in inputs.sizes().items()}
+
+
+def _like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if tensor.numel() == 0 or tensor.dtype == torch.bool or tensor.is_complex():
+        return tensor
+    low, high = tensor.min().item(), tensor.max().item()
+    if not tensor.is_floating_point():
+        return torch.randint(
+            int(low), int(high) + 1, tensor.shape, generator=generator, dtype=tensor.dtype
+        )
+    wide = tensor.double()
+    if not wide.isfinite().all():
+        return tensor
+    if low == high:  # a dummy such as torch.zeros: anything between it and 0 and 1
+        low, high = min(low, 0.0), max(high, 1.0)
+        fresh = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        return (low + (high - low) * fresh).to(tensor.dtype)
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    return (wide.mean() + wide.std() * noise).clamp(low, high).to(tensor.dtype)
