@@ -1,0 +1,50 @@
+"""Rewrite a captured graph so that fewer spellings of the same thing have to be known further on.
+
+Each rewrite is one function that edits the module and says how often it applied; none changes a single bit of the
+output. They run once, in the order of `REWRITES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fxcompress.canonicalize.constants import fold_constants
+from fxcompress.canonicalize.fused import separate_fused_axes
+from fxcompress.canonicalize.spelling import (
+    drop_aliases,
+    pin_attention_scale,
+    spell_out_integer_rsub,
+    spell_out_splits,
+)
+from fxcompress.graph import CapturedModule, clone_graph
+
+__all__ = ["REWRITES", "Rewrite", "canonicalize"]
+
+Rewrite = Callable[[CapturedModule], int]
+
+REWRITES: tuple[Rewrite, ...] = (
+    drop_aliases,
+    fold_constants,
+    spell_out_splits,
+    separate_fused_axes,
+    spell_out_integer_rsub,
+    pin_attention_scale,
+)
+
+
+def canonicalize(module: CapturedModule) -> CapturedModule:
+    """Apply every rewrite to a copy of the graph, which shares its tensors with the module given."""
+    result = clone_graph(module)
+    for rewrite in REWRITES:
+        apply(rewrite, result)
+    return result
+
+
+def apply(rewrite: Rewrite, module: CapturedModule) -> int:
+    """Apply one rewrite in place and leave the module ready to run; say how often it applied."""
+    count = rewrite(module)
+    if count:
+        module.graph.eliminate_dead_code()
+        module.graph.lint()
+        module.recompile()
+    return count
