@@ -1,0 +1,201 @@
+"""What a compilation did, as plain data: sizes, groups, passes and proofs.
+
+`Report` is filled in by the compiler and read by people: ``str(report)`` is a table for a terminal,
+`Report.to_html` a page for a browser, `Report.to_dict` and `Report.from_dict` the same as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import RenderableType
+
+from fxcompress.errors import LoadError
+from fxcompress.report.page import write_page
+from fxcompress.report.text import as_text, render
+
+__all__ = ["Change", "Check", "FrozenGroup", "GroupChange", "PassRun", "Report"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number of the dense program and of the compressed one."""
+
+    before: int = 0
+    after: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """The share that is left; 1 where there was nothing."""
+        return self.after / self.before if self.before else 1.0
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """The units of one group before and after.
+
+    Attributes:
+        name: The group's name.
+        kind: What a unit is: ``channels``, ``heads`` …
+        units: Units before and after; in each cell, where there are several.
+        cells: How many index sets the group has.
+        sites: Where the units lie: ``{"parameter", "dim", "role"}`` each.
+    """
+
+    name: str
+    kind: str
+    units: Change
+    cells: int = 1
+    sites: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class FrozenGroup:
+    """A group that may not shrink, and why."""
+
+    name: str
+    reason: str
+    units: int = 0
+
+
+@dataclass(frozen=True)
+class PassRun:
+    """One pass: its recipe, how long it took, and what it has to say (rounded widths, say)."""
+
+    repr: str
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of outputs.
+
+    Attributes:
+        kind: What was compared: ``identity``, ``zero-mask``, ``shapes`` …
+        max_relative_error: Largest difference over largest value; None if not measured.
+        tolerance: The largest error that passes; None if not measured.
+        ok: Whether the check passed.
+        where: After which pass.
+    """
+
+    kind: str
+    max_relative_error: float | None
+    tolerance: float | None
+    ok: bool
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything worth telling about a program.
+
+    Attributes:
+        model: What was compiled.
+        params: Numbers in parameters.
+        flops: Floating-point operations at the example inputs.
+        macs: Multiply-accumulate operations at the example inputs.
+        bytes: Bytes of parameters and buffers.
+        groups: The groups that may shrink.
+        frozen: The groups that may not.
+        passes: The passes that ran, in order.
+        checks: What was verified after each of them.
+        unknown: Operators without a rule, with the nodes that use them.
+        dynamic: For each tensor input, its free axes by name.
+        static: Why the batch is not free, if it is not.
+    """
+
+    model: str = ""
+    params: Change = Change()
+    flops: Change = Change()
+    macs: Change = Change()
+    bytes: Change = Change()
+    groups: tuple[GroupChange, ...] = ()
+    frozen: tuple[FrozenGroup, ...] = ()
+    passes: tuple[PassRun, ...] = ()
+    checks: tuple[Check, ...] = ()
+    unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    dynamic: tuple[Mapping[int, str], ...] = ()
+    static: str | None = None
+
+    @property
+    def verification(self) -> Check | None:
+        """The check that came closest to its tolerance, or beyond; None if nothing was verified."""
+        return max(self.checks, key=_tightness) if self.checks else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as dictionaries, lists, strings and numbers.
+
+        ``verification`` is the check that came closest to its tolerance, ``checks`` are all.
+        """
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        worst = self.verification or Check("none", None, None, ok=False)
+        data["verification"] = {
+            "kind": worst.kind,
+            "max_relative_error": worst.max_relative_error,
+            "tolerance": worst.tolerance,
+            "ok": worst.ok if self.checks else None,
+        }
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The report that `to_dict` came from.
+
+        Raises:
+            LoadError: The data are not a report's.
+        """
+        try:
+            return cls(**_fields(data))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise LoadError(
+                f"these data are not a report ({type(error).__name__}: {error}); "
+                "give what Report.to_dict() returned"
+            ) from error
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one self-contained page, the tables and a chart of widths; give the path back."""
+        return write_page(self, Path(path))
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def __rich__(self) -> RenderableType:
+        return render(self)
+
+
+def _tightness(check: Check) -> tuple[bool, float]:
+    if check.max_relative_error is None or not check.tolerance:
+        return not check.ok, 0.0
+    return not check.ok, check.max_relative_error / check.tolerance
+
+
+def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Report` in `data`: everything but what is derived from them."""
+    changes = {name: Change(**data[name]) for name in ("params", "flops", "macs", "bytes")}
+    return {
+        **changes,
+        "model": data["model"],
+        "groups": tuple(
+            GroupChange(
+                **{**group, "units": Change(**group["units"]), "sites": tuple(group["sites"])}
+            )
+            for group in data["groups"]
+        ),
+        "frozen": tuple(FrozenGroup(**group) for group in data["frozen"]),
+        "passes": tuple(PassRun(**{**run, "notes": tuple(run["notes"])}) for run in data["passes"]),
+        "checks": tuple(Check(**check) for check in data["checks"]),
+        "unknown": {name: tuple(nodes) for name, nodes in data["unknown"].items()},
+        "dynamic": tuple(
+            {int(axis): name for axis, name in axes.items()} for axes in data["dynamic"]
+        ),
+        "static": data["static"],
+    }

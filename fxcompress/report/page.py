@@ -1,0 +1,142 @@
+"""A report as one HTML page without scripts or links: tables, and a chart of the widths as SVG."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+
+from fxcompress.report.text import describe_check, quantities
+
+if TYPE_CHECKING:
+    from fxcompress.report import Report
+
+_BARS = 80
+
+_TEMPLATE = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>fxcompress: {{ report.model or "program" }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; color: #222; }
+table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; }
+th, td { text-align: left; vertical-align: top; }
+th, td { padding: 0.2rem 0.9rem 0.2rem 0; border-bottom: 1px solid #ddd; }
+.n { text-align: right; font-variant-numeric: tabular-nums; }
+.bad { color: #b00; font-weight: 600; }
+code { white-space: pre-wrap; }
+svg { max-width: 100%; height: auto; }
+</style>
+<h1>{{ report.model or "program" }}</h1>
+<table>
+<tr><th></th><th class="n">before</th><th class="n">after</th><th class="n">left</th></tr>
+{% for name, before, after, left in quantities -%}
+<tr><td>{{ name }}</td><td class="n">{{ "{:,}".format(before) }}</td>
+<td class="n">{{ "{:,}".format(after) }}</td><td class="n">{{ "{:.1%}".format(left) }}</td></tr>
+{% endfor -%}
+</table>
+<h2>Checks</h2>
+<ul>
+{% for check in report.checks -%}
+<li{% if not check.ok %} class="bad"{% endif %}>{{ describe(check) }}</li>
+{% else -%}
+<li>not verified</li>
+{% endfor -%}
+</ul>
+{% if report.passes -%}
+<h2>Passes</h2>
+<table>
+<tr><th>pass</th><th class="n">seconds</th></tr>
+{% for run in report.passes -%}
+<tr><td><code>{{ run.repr }}</code>{% for note in run.notes %}<br>{{ note }}{% endfor %}</td>
+<td class="n">{{ "%.2f"|format(run.seconds) }}</td></tr>
+{% endfor -%}
+</table>
+{% endif -%}
+{% if report.groups -%}
+<h2>Widths</h2>
+{{ chart|safe }}
+<table>
+<tr><th>group</th><th>kind</th><th class="n">before</th><th class="n">after</th>
+<th class="n">cells</th><th>sites</th></tr>
+{% for group in report.groups -%}
+<tr><td>{{ group.name }}</td><td>{{ group.kind }}</td><td class="n">{{ group.units.before }}</td>
+<td class="n">{{ group.units.after }}</td><td class="n">{{ group.cells }}</td>
+<td>{% for site in group.sites -%}
+{{ site.role }} axis {{ site.dim }} of {{ site.parameter }}<br>
+{% endfor %}</td></tr>
+{% endfor -%}
+</table>
+{% endif -%}
+{% if report.frozen -%}
+<h2>May not shrink</h2>
+<table>
+<tr><th>group</th><th>reason</th></tr>
+{% for group in report.frozen -%}
+<tr><td>{{ group.name }}</td><td>{{ group.reason }}</td></tr>
+{% endfor -%}
+</table>
+{% endif -%}
+{% if report.unknown -%}
+<h2>Operators without a rule</h2>
+<ul>
+{% for op, nodes in report.unknown.items() %}<li>{{ op }}: {{ nodes|join(", ") }}</li>
+{% endfor -%}
+</ul>
+{% endif -%}
+{% if report.static %}<p>The batch is fixed: {{ report.static }}</p>
+{% endif -%}
+</html>
+"""
+
+
+def write_page(report: Report, path: Path) -> Path:
+    """Write the page beside `path` and then rename it, so that no half page is left behind."""
+    page = render_page(report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False
+    ) as file:
+        file.write(page)
+    os.replace(file.name, path)
+    return path
+
+
+def render_page(report: Report) -> str:
+    """The text of the page."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    chart = _chart(report) if report.groups else ""
+    return environment.from_string(_TEMPLATE).render(
+        report=report,
+        quantities=list(quantities(report)),
+        chart=chart,
+        describe=describe_check,
+    )
+
+
+def _chart(report: Report) -> str:
+    """Bars of the units before, and of those that stay in front of them, as an SVG element."""
+    # A figure of its own: pyplot would choose a window system. Imported where it is used.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    groups = report.groups[:_BARS]
+    with mpl.rc_context({"svg.hashsalt": "fxcompress", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(9, 1 + 0.22 * len(groups)), layout="constrained")
+        axes = figure.subplots()
+        rows = range(len(groups))
+        axes.barh(rows, [group.units.before for group in groups], color="#d5dbe3", label="before")
+        axes.barh(rows, [group.units.after for group in groups], color="#2f6db5", label="after")
+        axes.set_yticks(rows, [group.name.replace("$", r"\$") for group in groups], fontsize=7)
+        axes.invert_yaxis()
+        axes.set_xlabel("units")
+        axes.legend(frameon=False)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]

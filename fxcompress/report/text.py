@@ -1,0 +1,131 @@
+"""A report as tables for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from fxcompress.report import Check, Report
+
+WIDTH = 110
+_ROWS = 24
+_REASONS = 8
+
+
+def as_text(report: Report) -> str:
+    """The tables of `render` as plain text, of the same width everywhere."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=WIDTH, color_system=None, force_terminal=False)
+    console.print(render(report))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+
+
+def render(report: Report) -> RenderableType:
+    """What a rich console prints for a report. Long lists end with how many more there are."""
+    parts: list[RenderableType] = [_sizes(report)]
+    if report.groups:
+        parts.append(_groups(report))
+    if report.passes:
+        parts.append(_passes(report))
+    parts += [Text(line) for line in _closing_lines(report)]
+    return Group(*parts)
+
+
+def quantities(report: Report) -> Iterator[tuple[str, int, int, float]]:
+    """The four sizes: name, before, after, and the share that is left."""
+    names = {"params": "parameters", "flops": "FLOPs", "macs": "MACs", "bytes": "bytes"}
+    for field, name in names.items():
+        change = getattr(report, field)
+        yield name, change.before, change.after, change.ratio
+
+
+def _sizes(report: Report) -> Table:
+    table = _table(report.model or "program", "", ">before", ">after", ">left")
+    for name, before, after, left in quantities(report):
+        table.add_row(name, f"{before:,}", f"{after:,}", f"{left:.1%}")
+    return table
+
+
+def _groups(report: Report) -> Table:
+    changed = sum(group.units.before != group.units.after for group in report.groups)
+    title = f"{len(report.groups)} groups, {changed} changed"
+    table = _table(title, "group", "kind", ">units", ">left", ">sites")
+    # What shrank is what one looks for.
+    ordered = sorted(report.groups, key=lambda group: group.units.before == group.units.after)
+    for group in ordered[:_ROWS]:
+        cells = f" x {group.cells}" if group.cells > 1 else ""
+        units = f"{group.units.before} -> {group.units.after}{cells}"
+        table.add_row(
+            group.name, group.kind, units, f"{group.units.ratio:.0%}", str(len(group.sites))
+        )
+    if len(ordered) > _ROWS:
+        table.add_row(f"and {len(ordered) - _ROWS} more", "", "", "", "")
+    return table
+
+
+def _passes(report: Report) -> Table:
+    table = _table(f"{len(report.passes)} passes", "pass", ">seconds")
+    for run in report.passes:
+        notes = [*run.notes[:_REASONS], *_more(run.notes)]
+        table.add_row("\n".join([run.repr, *(f"  {note}" for note in notes)]), f"{run.seconds:.2f}")
+    return table
+
+
+def _more(notes: tuple[str, ...]) -> list[str]:
+    return [f"and {len(notes) - _REASONS} more"] if len(notes) > _REASONS else []
+
+
+def _closing_lines(report: Report) -> Iterator[str]:
+    if report.frozen:
+        yield f"{len(report.frozen)} groups may not shrink:"
+        reasons = Counter(group.reason for group in report.frozen).most_common()
+        yield from _listed((f"{count} x {reason}" for reason, count in reasons), len(reasons))
+    if report.unknown:
+        yield "operators without a rule (what they touch may not shrink):"
+        items = report.unknown.items()
+        yield from _listed((f"{op} at {', '.join(nodes[:3])}" for op, nodes in items), len(items))
+    axes = [f"{axis} ({name})" for free in report.dynamic for axis, name in sorted(free.items())]
+    if axes:
+        yield f"free input axes: {', '.join(dict.fromkeys(axes))}"
+    if report.static:
+        yield f"the batch is fixed: {report.static}"
+    yield from (describe_check(check) for check in report.checks[-_REASONS:])
+    if not report.checks:
+        yield "not verified"
+
+
+def describe_check(check: Check) -> str:
+    """One line on one check."""
+    after = f" after {check.where}" if check.where else ""
+    verdict = "verified" if check.ok else "FAILED"
+    if check.max_relative_error is None or check.tolerance is None:
+        return f"{verdict}: {check.kind}{after}"
+    figures = f"error {check.max_relative_error:.2g}, tolerance {check.tolerance:.2g}"
+    return f"{verdict}: {check.kind}{after}, {figures}"
+
+
+def _listed(lines: Iterable[str], count: int) -> Iterator[str]:
+    for index, line in enumerate(lines):
+        if index == _REASONS:
+            yield f"  and {count - _REASONS} more"
+            return
+        yield f"  {line}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose columns are aligned right where their name begins with ``>``."""
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(
+            column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right
+        )
+    return table
