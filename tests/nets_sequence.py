@@ -1,4 +1,4 @@
-"""Tiny nets of linear layers, attention and embeddings. Heads are 3, head_dim is 4, and so on."""
+"""Tiny nets of linear layers, attention and embeddings. Heads are 5, head_dim is 4, and so on."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class FusedAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enter, self.norm, self.head = nn.Linear(5, 10), nn.LayerNorm(10), nn.Linear(10, 6)
-        self.qkv, self.proj = nn.Linear(10, 3 * 3 * 4), nn.Linear(3 * 4, 10)
+        self.qkv, self.proj = nn.Linear(10, 3 * 5 * 4), nn.Linear(5 * 4, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)
         b, n, _ = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, 12))
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, 5, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, 20))
         return self.head(x.mean(1))  # type: ignore[no-any-return]
 
 
@@ -75,14 +75,14 @@ class ChunkedAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enter, self.head = nn.Linear(5, 10), nn.Linear(10, 6)
-        self.qkv, self.proj = nn.Linear(10, 3 * 3 * 4), nn.Linear(3 * 4, 10)
+        self.qkv, self.proj = nn.Linear(10, 3 * 5 * 4), nn.Linear(5 * 4, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)
         b, n, _ = x.shape
-        q, k, v = (part.view(b, n, 3, 4).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (part.view(b, n, 5, 4).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         weights = torch.softmax(q @ k.transpose(-2, -1) * 4**-0.5, dim=-1)
-        x = x + self.proj((weights @ v).transpose(1, 2).reshape(b, n, 12))
+        x = x + self.proj((weights @ v).transpose(1, 2).reshape(b, n, 20))
         return self.head(x[:, -1])  # type: ignore[no-any-return]
 
 
@@ -92,11 +92,11 @@ class InterleavedAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enter, self.head = nn.Linear(5, 10), nn.Linear(10, 6)
-        self.qkv, self.proj = nn.Linear(10, 3 * 3 * 4), nn.Linear(3 * 4, 10)
+        self.qkv, self.proj = nn.Linear(10, 3 * 5 * 4), nn.Linear(5 * 4, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)
-        q, k, v = self.qkv(x).unflatten(-1, (3, 12)).transpose(1, 2).chunk(3, dim=-1)
+        q, k, v = self.qkv(x).unflatten(-1, (5, 12)).transpose(1, 2).chunk(3, dim=-1)
         return self.head(x + self.proj(attend(q, k, v)))  # type: ignore[no-any-return]
 
 
