@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from fxcompress.export.exportable import (
     inputs_of,
     run_module,
 )
+from fxcompress.export.files import target_path, written_beside
 from fxcompress.export.names import named_outputs
 from fxcompress.export.reason import essential_reason
 from fxcompress.export.samples import resized
@@ -77,18 +77,15 @@ def to_onnx(
         ExportError: torch cannot export the program, or the file cannot be written.
 
     Example:
+        >>> from tempfile import TemporaryDirectory
         >>> from fxcompress.export import Example
         >>> program = Example(nn.Linear(4, 2), (torch.zeros(2, 4),), dynamic=({0: "batch"},))
-        >>> with tempfile.TemporaryDirectory() as folder:
+        >>> with TemporaryDirectory() as folder:
         ...     file = to_onnx(program, Path(folder) / "linear.onnx")
         >>> file.opset, file.inputs, file.outputs, file.dynamic
         (20, ('input',), ('output',), {'input': {0: 'batch'}, 'output': {0: 'batch'}})
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise ExportError(f"cannot write {target}: the folder {target.parent} does not exist")
-    if target.is_dir():
-        raise ExportError(f"cannot write {target}: it is a folder; give the name of a file")
+    target = target_path(path)
     inputs = inputs_of(program)
     with inference_module(program) as module, _quiet():
         outputs = tuple(run_module(module, inputs, inputs.tensors))
@@ -220,19 +217,12 @@ def _converted(
 
 
 def _written(converted: torch.onnx.ONNXProgram, target: Path) -> OnnxFile:
-    """Save in a folder beside the target and rename, so that no half-written file is ever seen."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            draft = Path(folder) / target.name
-            converted.save(draft)
+    with written_beside(target) as draft:
+        converted.save(draft)
+        try:
             onnx.checker.check_model(draft)
-            # The weights first: a model without its weights is worse than weights without a model.
-            for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == target.name):
-                part.replace(target.with_name(part.name))
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"onnx.checker refuses the exported file: {error}") from error
-    except OSError as error:
-        raise ExportError(f"cannot write {target}: {error}") from error
+        except onnx.checker.ValidationError as error:
+            raise ExportError(f"onnx.checker refuses the exported file: {error}") from error
     return describe(target)
 
 
