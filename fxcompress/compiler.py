@@ -1,0 +1,181 @@
+"""`compile`: capture a model, run the passes in order, verify after each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from fxcompress.canonicalize import canonicalize
+from fxcompress.capture import DynamicSpec, Source, capture
+from fxcompress.errors import PlanError
+from fxcompress.plan import Plan
+from fxcompress.program import Pass, Program
+from fxcompress.report import Change, FrozenGroup, GroupChange, PassRun, Report
+from fxcompress.rewrite import Kept, rewrite
+from fxcompress.task import Task
+from fxcompress.verify import verify as verify_pass
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[str], None]
+
+
+def compile(
+    model: Source,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    passes: Sequence[Pass] = (),
+    task: Task | None = None,
+    dynamic: DynamicSpec = "batch",
+    pin: Collection[str] = (),
+    verify: bool = True,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> Program:
+    """Compress a model and return a program of the same interface, with the evidence that it is right.
+
+    The model is captured once and is not changed; every pass sees the program the pass before it left.
+
+    Args:
+        model: A module, a graph module, an exported program or the path of a ``.pt2`` file.
+        args: Example inputs, as ``model(*args, **kwargs)`` takes them; a tuple or list.
+        kwargs: Example inputs by keyword.
+        passes: Applied left to right. An empty sequence captures and analyses.
+        task: Data, loss and metric, for passes that need them.
+        dynamic: ``"batch"`` leaves the batch axis free; None fixes every size; a mapping frees what it names.
+        pin: Globs of parameter or node names whose sizes must not change, e.g. ``["fc.weight"]``.
+        verify: Compare with a reference after every pass, on the example inputs.
+        seed: Seed for passes that draw.
+        on_progress: Called with a line of text before each stage.
+
+    Returns:
+        A `Program`: call it like the model, print it, save it, or hand it to `fxcompress.export`.
+
+    Raises:
+        CaptureError: The model or its inputs cannot be captured.
+        PlanError: A pass asked for what would break the program, or its budget cannot be met.
+        VerificationError: A pass gave another function than it must.
+
+    Example:
+        >>> import torch, fxcompress
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> small = fxcompress.compile(net, (torch.zeros(2, 8),), passes=[fxcompress.passes.MagnitudePruning(ratio=0.5)])
+        >>> small.report.params.after
+        108
+    """
+    tell = on_progress or logger.info
+    tell("capture")
+    captured = capture(model, args, kwargs, dynamic)
+    program = Program(
+        module=canonicalize(captured.module),
+        args=captured.args,
+        kwargs=captured.kwargs,
+        dynamic=captured.dynamic,
+        task=task,
+        seed=seed,
+        pin=tuple(pin),
+    )
+    tell("analyse")
+    program = replace(program, report=_first_report(program, captured.source))
+    for one in passes:
+        tell(f"{one}")
+        program = apply(program, one, verify=verify)
+    return program
+
+
+def apply(program: Program, one: Pass, *, verify: bool = True) -> Program:
+    """Run one pass on a program and give the new program; the old one stays as it was.
+
+    Raises:
+        PlanError: The pass's plan would break the program.
+        VerificationError: The result is not what it must be.
+    """
+    start = time.perf_counter()
+    plan = one.plan(program)
+    if not isinstance(plan, Plan):
+        raise PlanError(f"{one!r} returned {type(plan).__name__}; plan(program) must return a Plan")
+    coupling = program.analysis.coupling
+    done = rewrite(program.module, coupling, plan)
+    seconds = time.perf_counter() - start
+    checks = program.report.checks
+    if verify:
+        check = verify_pass(
+            program.module, done.module, coupling, plan, program.args, program.kwargs
+        )
+        checks += (replace(check, where=repr(one)),)
+    new = replace(
+        program,
+        module=done.module,
+        kept=_composed(program.kept, done.kept),
+        history=(*program.history, repr(one)),
+    )
+    run = PassRun(repr(one), seconds, plan.notes)
+    return replace(new, report=_next_report(program, new, plan, run, checks))
+
+
+def _composed(before: Kept, now: Kept) -> Kept:
+    """Original indices after a second selection: the second picks among what the first left."""
+    kept = dict(before)
+    for name, axes in now.items():
+        earlier = before.get(name, (None,) * len(axes))
+        kept[name] = tuple(_then(a, b) for a, b in zip(earlier, axes, strict=True))
+    return kept
+
+
+def _then(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first[second]
+
+
+def _first_report(program: Program, source: str) -> Report:
+    cost = program.cost()
+    coupling = program.analysis.coupling
+    fixed = any(not axes for axes in program.dynamic)
+    return Report(
+        model=source,
+        params=Change(cost.params, cost.params),
+        flops=Change(cost.flops, cost.flops),
+        macs=Change(cost.macs, cost.macs),
+        bytes=Change(cost.bytes, cost.bytes),
+        groups=tuple(
+            GroupChange(
+                g.name,
+                g.kind,
+                Change(g.units, g.units),
+                g.cells,
+                tuple(dict(vars(s)) for s in g.sites),
+            )
+            for g in program.groups
+            if not g.frozen
+        ),
+        frozen=tuple(FrozenGroup(g.name, g.frozen, g.units) for g in program.groups if g.frozen),
+        unknown=coupling.unknown,
+        dynamic=tuple(program.dynamic),
+        static="the model fixes the size of an input" if fixed else None,
+    )
+
+
+def _next_report(
+    old: Program, new: Program, plan: Plan, run: PassRun, checks: tuple[Any, ...]
+) -> Report:
+    cost, report = new.cost(), old.report
+    widths = {group.name: width for group, width in plan.widths.items()}
+    return replace(
+        report,
+        params=replace(report.params, after=cost.params),
+        flops=replace(report.flops, after=cost.flops),
+        macs=replace(report.macs, after=cost.macs),
+        bytes=replace(report.bytes, after=cost.bytes),
+        groups=tuple(
+            replace(g, units=replace(g.units, after=widths[g.name])) if g.name in widths else g
+            for g in report.groups
+        ),
+        passes=(*report.passes, run),
+        checks=checks,
+    )

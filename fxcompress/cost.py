@@ -1,0 +1,104 @@
+"""What a model costs, and what it would cost after any plan: exact, with no forward pass and no re-tracing.
+
+Every size is an expression over factors, so FLOPs, parameters and bytes are polynomials in the factors' widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from fxcompress.axes import Axes, Factor
+from fxcompress.coupling import Coupling
+from fxcompress.graph import CapturedModule, find_tensor
+from fxcompress.groups import ChannelGroup
+from fxcompress.projection import size_of
+from fxcompress.rules import Work
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model needs for the example inputs.
+
+    Attributes:
+        flops: Floating-point operations of the linear maps (a multiply and an add are two), as `torch.utils.flop_counter` counts.
+        params: Parameters; tied ones count once.
+        bytes: Bytes of the parameters and buffers.
+    """
+
+    flops: int
+    params: int
+    bytes: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates: half the FLOPs."""
+        return self.flops // 2
+
+    def share(self, dense: Cost) -> dict[str, float]:
+        """Each quantity as a share of that of `dense`."""
+        names = ("flops", "macs", "params", "bytes")
+        return {name: getattr(self, name) / max(getattr(dense, name), 1) for name in names}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One parameter or buffer: its axes (empty for what the graph does not read), entries and bytes an entry."""
+
+    axes: Axes
+    numel: int
+    itemsize: int
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs as polynomials in the widths of factors."""
+
+    work: tuple[Work, ...]
+    stored: tuple[Stored, ...]
+
+    def __call__(self, widths: Mapping[ChannelGroup, int] | None = None) -> Cost:
+        """The cost when each given group keeps so many units (in each cell)."""
+        factors = {group.factor: width for group, width in (widths or {}).items()}
+        numels = [_numel(one, factors) for one in self.stored]
+        return Cost(
+            flops=sum(
+                w.coefficient * prod(size_of(expr, factors) for expr in w.exprs) for w in self.work
+            ),
+            params=sum(n for n, one in zip(numels, self.stored, strict=True) if one.trainable),
+            bytes=sum(n * one.itemsize for n, one in zip(numels, self.stored, strict=True)),
+        )
+
+
+def _numel(one: Stored, widths: Mapping[Factor, int]) -> int:
+    return prod(size_of(expr, widths) for expr in one.axes) if one.axes else one.numel
+
+
+def cost_model(coupling: Coupling, module: CapturedModule) -> CostModel:
+    """The cost polynomials of a module; tensors registered under several names count once."""
+    stored: dict[int, Stored] = {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        axes = _axes_of(coupling, module, name)
+        stored[id(tensor)] = Stored(
+            axes,
+            tensor.numel(),
+            tensor.element_size(),
+            tensor.requires_grad or _is_parameter(module, name),
+        )
+    return CostModel(coupling.work, tuple(stored.values()))
+
+
+def _axes_of(coupling: Coupling, module: CapturedModule, name: str) -> Axes:
+    if name in coupling.parameters:
+        return coupling.parameters[name]
+    tensor = find_tensor(module, name)
+    same = (other for other in coupling.parameters if find_tensor(module, other) is tensor)
+    other = next(same, None)
+    return coupling.parameters[other] if other else ()
+
+
+def _is_parameter(module: CapturedModule, name: str) -> bool:
+    owner, _, leaf = name.rpartition(".")
+    return leaf in module.get_submodule(owner)._parameters

@@ -1,0 +1,199 @@
+"""Channel groups: the factors that parameters share, with everything a pass needs to know about them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from fxcompress.axes import Axes, Expr, Factor, Product, leaves
+from fxcompress.coupling import Coupling
+from fxcompress.rules import Role
+
+
+@dataclass(frozen=True)
+class Site:
+    """One axis of one parameter (or buffer) that holds a group's units, and what it does with them."""
+
+    parameter: str
+    dim: int
+    role: Role
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Units that are kept or removed together, wherever they occur.
+
+    Attributes:
+        name: After the first layer that produces the units.
+        units: How many units there are; in each cell, where there are several.
+        cells: How many index sets the group may have: the number of heads for the dims of a head, the number of convolution
+            groups for the channels of one; 1 where all copies must agree.
+        sites: The parameter axes that hold the units.
+        frozen: Why no unit may be removed, or None.
+        inexact: What mixes along the units (a norm, a mean), so that removing is not the same as masking with zeros.
+        barriers: What acts on each unit alone (an activation, BatchNorm): across it only selecting units is exact.
+        kind: ``channels``, ``heads``, ``qk`` (query/key dims) or ``vo`` (value/output dims).
+        factor: The factor of the axis expressions.
+        over: The factors whose indices number the cells.
+        span: How many consecutive places one unit takes in the first axis that produces it.
+    """
+
+    name: str
+    units: int
+    cells: int
+    sites: tuple[Site, ...]
+    frozen: str | None
+    inexact: tuple[str, ...]
+    barriers: tuple[str, ...]
+    kind: str
+    factor: Factor = field(repr=False)
+    over: tuple[Factor, ...] = field(repr=False)
+    span: int = 1
+
+    @property
+    def exact(self) -> bool:
+        """Whether removing units equals masking them with zeros."""
+        return not self.inexact
+
+    def explain(self) -> str:
+        """The group in words: its layers, and why it may not shrink or is not exact."""
+        cells = f" in each of {self.cells} cells" if self.cells > 1 else ""
+        lines = [f"{self.name}: {self.units} {self.kind}{cells}"]
+        lines += [f"  {site.role:9} axis {site.dim} of {site.parameter}" for site in self.sites]
+        if self.frozen:
+            lines.append(f"  frozen: {self.frozen}")
+        lines += [f"  not exact under zero-masking: {words}" for words in self.inexact]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def find_groups(coupling: Coupling) -> tuple[ChannelGroup, ...]:
+    """The groups of a coupling, in the order the graph first reads their parameters."""
+    sites = _sites(coupling)
+    names = _names(coupling, sites)
+    return tuple(_group(coupling, factor, names[factor], sites[factor]) for factor in sites)
+
+
+def _sites(coupling: Coupling) -> dict[Factor, tuple[Site, ...]]:
+    order = {name: number for number, name in enumerate(coupling.parameters)}
+    found = {
+        factor: tuple(Site(*held) for held in sorted(own, key=lambda h: (order[h[0]], *h[1:])))
+        for factor, own in coupling.roles.items()
+        if own
+    }
+    return dict(
+        sorted(
+            found.items(),
+            key=lambda item: (order[item[1][0].parameter], item[1][0].dim, item[0].uid),
+        )
+    )
+
+
+def _group(coupling: Coupling, factor: Factor, name: str, sites: tuple[Site, ...]) -> ChannelGroup:
+    frozen = coupling.frozen.get(factor)
+    over = _over(coupling, factor)
+    cells = 1
+    for other in over:
+        cells *= other.size
+    return ChannelGroup(
+        name=name,
+        units=factor.size,
+        cells=cells,
+        sites=sites,
+        frozen=frozen[0] if frozen else None,
+        inexact=coupling.inexact.get(factor, ()),
+        barriers=coupling.barriers.get(factor, ()),
+        kind=_kind(coupling, factor),
+        factor=factor,
+        over=over,
+        span=_span(coupling, factor, sites),
+    )
+
+
+def _kind(coupling: Coupling, factor: Factor) -> str:
+    kinds = set(coupling.kinds.get(factor, ()))
+    if kinds == {"qk", "vo"}:
+        return "head dims"
+    return kinds.pop() if len(kinds) == 1 else "channels"
+
+
+def _over(coupling: Coupling, factor: Factor) -> tuple[Factor, ...]:
+    """Companions that units may differ over, in the order they stand in the first axis that holds them."""
+    companions = {
+        other
+        for other in coupling.companions.get(factor, frozenset())
+        if factor not in coupling.companions.get(other, frozenset()) and _repeats(coupling, other)
+    }
+    for exprs in coupling.parameters.values():
+        for expr in exprs:
+            order = list(leaves(expr))
+            if factor in order:
+                return tuple(other for other in order[: order.index(factor)] if other in companions)
+    return ()
+
+
+def _repeats(coupling: Coupling, factor: Factor) -> bool:
+    """Cells are counted over factors that layers hold; not over windows or positions."""
+    return bool(coupling.roles.get(factor))
+
+
+def _span(coupling: Coupling, factor: Factor, sites: tuple[Site, ...]) -> int:
+    first = next((s for s in sites if s.role in ("produce", "table")), sites[0])
+    expr = coupling.parameters[first.parameter][first.dim]
+    return max(1, _part_holding(expr, factor).size // factor.size)
+
+
+def _part_holding(expr: Expr, factor: Factor) -> Expr:
+    """The part of a concatenation that holds `factor`."""
+    if isinstance(expr, (Factor, Product)):
+        return expr
+    return next(_part_holding(part, factor) for part in expr.parts if factor in leaves(part))
+
+
+def _names(coupling: Coupling, sites: Mapping[Factor, tuple[Site, ...]]) -> dict[Factor, str]:
+    """Module names of the first producers; the kind, then a number, where one layer produces several groups."""
+    base = {factor: _layer(own) for factor, own in sites.items()}
+    count = Counter(base.values())
+    named = {
+        factor: name if count[name] == 1 else f"{name}:{_kind(coupling, factor).replace(' ', '_')}"
+        for factor, name in base.items()
+    }
+    count = Counter(named.values())
+    seen: Counter[str] = Counter()
+    for factor, name in named.items():
+        if count[name] > 1:
+            seen[name] += 1
+            named[factor] = f"{name}.{seen[name]}"
+    return named
+
+
+def _layer(sites: tuple[Site, ...]) -> str:
+    order = {"produce": 0, "table": 1, "affine": 2, "statistic": 3, "contract": 4}
+    first = min(sites, key=lambda site: order[site.role])
+    layer, _, leaf = first.parameter.rpartition(".")
+    return layer if layer and leaf in ("weight", "bias") else first.parameter
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A coupling with its groups; what a program offers to passes."""
+
+    coupling: Coupling
+
+    @cached_property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """All groups, frozen ones included."""
+        return find_groups(self.coupling)
+
+    @cached_property
+    def by_factor(self) -> Mapping[Factor, ChannelGroup]:
+        """The group of each factor that has one."""
+        return {group.factor: group for group in self.groups}
+
+    def axes(self, parameter: str) -> Axes:
+        """The axes of a parameter or buffer."""
+        return self.coupling.parameters[parameter]

@@ -1,0 +1,90 @@
+"""Plans: what a pass decided, as plain data. Only the rewriter edits a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fxcompress.axes import Factor
+from fxcompress.groups import ChannelGroup
+from fxcompress.projection import Choice
+
+
+@dataclass(frozen=True, eq=False)
+class Project:
+    """The n units of `group` become k.
+
+    Attributes:
+        group: The group, as the program's analysis names it.
+        encode: For a selection the kept indices, int64 of shape (k,), or (cells, k) where cells keep units of their own.
+            Otherwise the matrix E of shape (k, n) or (cells, k, n) for what produces the units.
+        decode: The matrix D of shape (n, k) or (cells, n, k) for what consumes them; None for a selection.
+        shift: A constant, shape (n,), that consumers see beside the decoded units; it goes into their biases.
+    """
+
+    group: ChannelGroup
+    encode: Tensor
+    decode: Tensor | None = None
+    shift: Tensor | None = None
+
+    @property
+    def encoder(self) -> Choice:
+        """What becomes of the axes that produce the units."""
+        return Choice(self.encode, self._over)
+
+    @property
+    def decoder(self) -> Choice:
+        """What becomes of the axes that consume the units."""
+        return self.encoder if self.decode is None else Choice(self.decode.mT, self._over)
+
+    @property
+    def width(self) -> int:
+        """Units afterwards, in each cell."""
+        return self.encoder.width
+
+    @property
+    def _over(self) -> tuple[Factor, ...]:
+        rank = 2 if not self.encode.is_floating_point() else 3
+        return self.group.over if self.encode.dim() == rank else ()
+
+
+@dataclass(frozen=True, eq=False)
+class Replace:
+    """`parameter` gets new values of the same shape; `mask` is True where they may be non-zero, for good."""
+
+    parameter: str
+    value: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reparametrize:
+    """`parameter` is read through `module` from now on, until the program is finalised.
+
+    The module takes the parameter and returns a tensor of the same shape and dtype.
+    """
+
+    parameter: str
+    module: nn.Module
+
+
+Edit = Project | Replace | Reparametrize
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The edits of one pass, with what a person should know about them (rounding, groups left alone).
+
+    Attributes:
+        edits: At most one `Project` for a group and one edit for a parameter.
+        notes: Sentences for the report.
+    """
+
+    edits: tuple[Edit, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def widths(self) -> dict[ChannelGroup, int]:
+        """Units that each projected group keeps (in each cell)."""
+        return {edit.group: edit.width for edit in self.edits if isinstance(edit, Project)}

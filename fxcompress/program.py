@@ -1,0 +1,158 @@
+"""`Program`: what flows through the compiler and what comes back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from fxcompress import io
+from fxcompress.cost import Cost, CostModel, cost_model
+from fxcompress.coupling import couple
+from fxcompress.explain import explain_groups, explain_path
+from fxcompress.finalize import finalize
+from fxcompress.graph import CapturedModule
+from fxcompress.groups import Analysis, ChannelGroup
+from fxcompress.plan import Plan
+from fxcompress.report import Report
+from fxcompress.task import Task
+from fxcompress.writeback import write_back
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A captured model with what is known about it. It is called like the model, and printed as its report.
+
+    A pass gives a new program that shares every tensor it did not change.
+
+    Attributes:
+        module: The graph module: trains, saves, and has the model's own names in its ``state_dict()``.
+        args: Example inputs by position, as the model takes them.
+        kwargs: Example inputs by name.
+        dynamic: For each tensor among the inputs, the axes whose size may vary, by name.
+        task: Data, loss and metric, for passes that need them.
+        seed: Seed for everything random.
+        pin: Globs of parameter or node names whose sizes must not change.
+        history: The ``repr`` of every pass, in order: the recipe.
+        report: Sizes, groups and proofs, before and after.
+        kept: For parameters and buffers of which units were only selected: on each axis the original indices that stayed, or None
+            where the axis is as it was.
+    """
+
+    module: CapturedModule
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dynamic: tuple[Mapping[int, str], ...] = ()
+    task: Task | None = None
+    seed: int = 0
+    pin: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
+    report: Report = field(default_factory=Report)
+    kept: Mapping[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Axes, coupling and groups of the module, made when first asked for."""
+        return Analysis(couple(self.module, self.pin))
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """All channel groups, frozen ones included."""
+        return self.analysis.groups
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """The cost of any plan: call it with ``{group: units kept}``; with nothing for the program as it is."""
+        return cost_model(self.analysis.coupling, self.module)
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group of this name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return next(group for group in self.groups if group.name == name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def explain(self, first: str, second: str | None = None) -> str:
+        """Why two parameters move together, or all groups that hold one; see `fxcompress.explain`."""
+        if second is None:
+            return explain_groups(self.groups, first)
+        return explain_path(self.analysis.coupling, first, second)
+
+    def finalize(self) -> Program:
+        """The same program with every mask and reparametrisation folded into plain parameters."""
+        return _replace(self, module=finalize(self.module))
+
+    def write_back(self, model: Model) -> Model:
+        """A new instance of the user's class with the smaller parameters and mended attributes.
+
+        Args:
+            model: The model that was compiled, dense. It is not changed.
+
+        Raises:
+            WriteBackError: The class cannot hold the result; the message says which attribute or line prevents it.
+        """
+        return write_back(self.finalize().module, model, self.args, self.kwargs)
+
+    def save(self, path: str | Path) -> None:
+        """Write the program, without pickle, to a directory, or to one file where `path` ends in ``.fxc`` or ``.safetensors``."""
+        manifest = {
+            "args": self.args,
+            "kwargs": dict(self.kwargs),
+            "dynamic": [{str(dim): name for dim, name in axes.items()} for axes in self.dynamic],
+            "seed": self.seed,
+            "pin": list(self.pin),
+            "history": list(self.history),
+            "report": self.report.to_dict(),
+            "kept": {name: list(axes) for name, axes in self.kept.items()},
+        }
+        io.save_module(path, self.finalize().module, manifest)
+
+
+def load(path: str | Path) -> Program:
+    """Read a program that `Program.save` wrote. The original class is not needed.
+
+    Raises:
+        LoadError: The path holds no program, or a damaged one.
+    """
+    module, manifest = io.load_module(path)
+    return Program(
+        module=module,
+        args=tuple(manifest["args"]),
+        kwargs=manifest["kwargs"],
+        dynamic=tuple(
+            {int(dim): name for dim, name in axes.items()} for axes in manifest["dynamic"]
+        ),
+        seed=manifest["seed"],
+        pin=tuple(manifest["pin"]),
+        history=tuple(manifest["history"]),
+        report=Report.from_dict(manifest["report"]),
+        kept={name: tuple(axes) for name, axes in manifest["kept"].items()},
+    )
+
+
+def _replace(program: Program, **changes: Any) -> Program:
+    fields = {name: getattr(program, name) for name in program.__dataclass_fields__}
+    return Program(**(fields | changes))
+
+
+class Pass(Protocol):
+    """A pass decides and edits nothing: a small frozen dataclass whose ``repr`` is its recipe."""
+
+    def plan(self, program: Program) -> Plan:
+        """What to do with `program`."""
+
+
+__all__ = ["Cost", "Pass", "Program", "load"]

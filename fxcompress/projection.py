@@ -1,0 +1,268 @@
+"""Folds over axis expressions: sizes, kept indices, masks, and the lift of encode and decode matrices.
+
+A *choice* says what becomes of a factor: a sorted or permuted index tensor (a selection) or a matrix. For a factor whose cells may
+differ it has one row, or one matrix, for each cell; the cells are numbered by the factors the group is `over`.
+Block matrices are never made: a product is unfolded and each factor transformed on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fxcompress.axes import Axes, Concat, Expr, Factor, Product, leaves
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What becomes of one factor.
+
+    Attributes:
+        value: Kept indices, int64 of shape (k,) or (cells, k); or a matrix of shape (k, n) or (cells, k, n).
+        over: The factors whose indices number the cells.
+    """
+
+    value: Tensor
+    over: tuple[Factor, ...] = ()
+
+    @property
+    def selects(self) -> bool:
+        """Whether units are only selected."""
+        return not self.value.is_floating_point()
+
+    @property
+    def width(self) -> int:
+        """Units afterwards (in each cell)."""
+        return int(self.value.shape[-1 if self.selects else -2])
+
+
+Choices = Mapping[Factor, Choice]
+
+
+def size_of(expr: Expr, widths: Mapping[Factor, int]) -> int:
+    """The size of `expr` when the given factors have other widths."""
+    if isinstance(expr, Factor):
+        return widths.get(expr, expr.size)
+    sizes = [size_of(part, widths) for part in expr.parts]
+    return prod(sizes) if isinstance(expr, Product) else sum(sizes)
+
+
+def coordinates(expr: Expr) -> dict[Factor, Tensor]:
+    """For each factor of `expr`, which of its indices stands at each place; -1 where the factor has no part in it."""
+    if isinstance(expr, Factor):
+        return {expr: torch.arange(expr.size)}
+    own = [coordinates(part) for part in expr.parts]
+    found: dict[Factor, Tensor] = {}
+    before = 1 if isinstance(expr, Product) else 0
+    for part, places in zip(expr.parts, own, strict=True):
+        for factor, index in places.items():
+            if isinstance(expr, Product):
+                after = expr.size // before // part.size
+                spread = index.repeat_interleave(after).repeat(before)
+            else:
+                spread = torch.full((expr.size,), -1)
+                spread[before : before + part.size] = index
+            found[factor] = torch.maximum(found[factor], spread) if factor in found else spread
+        before = before * part.size if isinstance(expr, Product) else before + part.size
+    return found
+
+
+def kept_indices(expr: Expr, choices: Choices) -> Tensor:
+    """The places of an axis that stay, in their new order, when `choices` only select."""
+    places, _ = _kept(expr, choices, {})
+    return places
+
+
+def _kept(
+    expr: Expr, choices: Choices, outer: Mapping[Factor, Tensor]
+) -> tuple[Tensor, dict[Factor, Tensor]]:
+    """Kept places of `expr` for each of the outer places, shape (outer, k), and the factor indices there."""
+    count = next((len(index) for index in outer.values()), 1)
+    if isinstance(expr, Factor):
+        index = _choice_at(expr, choices, outer, count)
+        flat = index.reshape(-1)
+        return index.squeeze(0) if not outer else index, {expr: flat}
+    if isinstance(expr, Concat):
+        return _kept_concat(expr, choices, outer, count)
+    places = torch.zeros(count, 1, dtype=torch.int64)
+    known = dict(outer)
+    for part in expr.parts:
+        rows = places.reshape(-1)
+        scope = known or {_NOTHING: torch.zeros(1, dtype=torch.int64)}
+        index, own = _kept(part, choices, scope)
+        places = (rows[:, None] * part.size + index.reshape(len(rows), -1)).reshape(count, -1)
+        width = index.numel() // len(rows)
+        known = {factor: at.repeat_interleave(width) for factor, at in scope.items()} | own
+    own = {
+        factor: at for factor, at in known.items() if factor not in outer and factor is not _NOTHING
+    }
+    return places if outer else places.squeeze(0), own
+
+
+def _kept_concat(
+    expr: Concat, choices: Choices, outer: Mapping[Factor, Tensor], count: int
+) -> tuple[Tensor, dict[Factor, Tensor]]:
+    columns, start = [], 0
+    for part in expr.parts:
+        index, _ = _kept(part, choices, outer or {_NOTHING: torch.zeros(1, dtype=torch.int64)})
+        columns.append(index.reshape(count, -1) + start)
+        start += part.size
+    places = torch.cat(columns, 1)
+    return places if outer else places.squeeze(0), {}
+
+
+_NOTHING = Factor(0, 1, "nothing")
+
+
+def _choice_at(
+    factor: Factor, choices: Choices, outer: Mapping[Factor, Tensor], count: int
+) -> Tensor:
+    """The kept indices of `factor` at each of the outer places, shape (outer, k)."""
+    choice = choices.get(factor)
+    if choice is None:
+        return torch.arange(factor.size).expand(count, -1)
+    if choice.value.dim() == 1:
+        return choice.value.expand(count, -1)
+    return choice.value[cell_numbers(choice.over, outer)]
+
+
+def cell_numbers(over: Sequence[Factor], coordinates: Mapping[Factor, Tensor]) -> Tensor:
+    """The number of the cell at each place, from the indices of the factors it is over."""
+    number: Tensor = torch.zeros(1, dtype=torch.int64)
+    for factor in over:
+        number = number * factor.size + coordinates[factor]
+    return number
+
+
+def stays(axes: Axes, choices: Choices) -> Tensor | None:
+    """A boolean mask, broadcastable to a tensor of these axes, of the places that stay; None where all do."""
+    masks: list[Tensor] = []
+    for dim, expr in enumerate(axes):
+        present = set(leaves(expr))
+        own = {f: c for f, c in choices.items() if f in present and present.issuperset(c.over)}
+        if own:
+            line = torch.zeros(expr.size, dtype=torch.bool)
+            line[kept_indices(expr, own)] = True
+            masks.append(_along(line, dim, len(axes)))
+        masks += [
+            _stays_cells(axes, dim, f, choices[f]) for f in present & choices.keys() - own.keys()
+        ]
+    mask = masks[0] if masks else None
+    for other in masks[1:]:
+        mask = mask & other
+    return mask
+
+
+def _stays_cells(axes: Axes, dim: int, factor: Factor, choice: Choice) -> Tensor:
+    """The mask of one factor on one axis whose cells are numbered by factors of other axes."""
+    rank = len(axes)
+    table = torch.zeros(*choice.value.shape[:-1], factor.size, dtype=torch.bool)
+    table.scatter_(-1, choice.value, True)
+    index = _along(coordinates(axes[dim])[factor], dim, rank)
+    places: dict[Factor, Tensor] = {}
+    for other in choice.over:
+        place = next(d for d, expr in enumerate(axes) if other in leaves(expr))
+        places[other] = _along(coordinates(axes[place])[other], place, rank).clamp(min=0)
+    return table[cell_numbers(choice.over, places), index.clamp(min=0)] | (index < 0)
+
+
+def _along(values: Tensor, dim: int, rank: int) -> Tensor:
+    return values.reshape((1,) * dim + (-1,) + (1,) * (rank - dim - 1))
+
+
+def select(tensor: Tensor, axes: Axes, choices: Choices) -> Tensor:
+    """`tensor` with every axis cut to the places that stay."""
+    for dim, expr in enumerate(axes):
+        if not choices.keys().isdisjoint(leaves(expr)):
+            tensor = tensor.index_select(dim, kept_indices(expr, choices).to(tensor.device))
+    return tensor
+
+
+def transform(tensor: Tensor, axes: Axes, choices: Sequence[Choices]) -> Tensor:
+    """`tensor` with every axis transformed by its own choices (an encode on one axis, a decode on another)."""
+    for dim, (expr, own) in enumerate(zip(axes, choices, strict=True)):
+        if not own.keys().isdisjoint(leaves(expr)):
+            tensor = _transform_axis(tensor.movedim(dim, 0), expr, own).movedim(0, dim)
+    return tensor.contiguous()
+
+
+def _transform_axis(tensor: Tensor, expr: Expr, choices: Choices) -> Tensor:
+    """Transform the first axis; the other axes ride along."""
+    if choices.keys().isdisjoint(leaves(expr)):
+        return tensor
+    if all(choices[leaf].selects for leaf in leaves(expr) if leaf in choices):
+        return tensor.index_select(0, kept_indices(expr, choices).to(tensor.device))
+    if isinstance(expr, Factor):
+        return torch.tensordot(choices[expr].value.to(tensor), tensor, dims=([1], [0]))
+    if isinstance(expr, Concat):
+        pieces = tensor.split([part.size for part in expr.parts])
+        return torch.cat(
+            [_transform_axis(p, e, choices) for p, e in zip(pieces, expr.parts, strict=True)]
+        )
+    return _transform_product(tensor, expr, choices)
+
+
+def _transform_product(tensor: Tensor, expr: Product, choices: Choices) -> Tensor:
+    """Unfold the product, transform the parts from the right, fold again.
+
+    From the right because the cells of a part are numbered by parts on its left, which must still have all their indices.
+    """
+    tail = tensor.shape[1:]
+    tensor = tensor.unflatten(0, [part.size for part in expr.parts])
+    for place in reversed(range(len(expr.parts))):
+        part = expr.parts[place]
+        choice = choices.get(part) if isinstance(part, Factor) else None
+        if (
+            choice is not None
+            and choice.over
+            and choice.value.dim() == (2 if choice.selects else 3)
+        ):
+            tensor = _transform_cells(tensor, expr, place, choice)
+        elif not choices.keys().isdisjoint(leaves(part)):
+            tensor = _transform_axis(tensor.movedim(place, 0), part, choices).movedim(0, place)
+    return tensor.reshape(-1, *tail)
+
+
+def _transform_cells(tensor: Tensor, expr: Product, place: int, choice: Choice) -> Tensor:
+    """One matrix (or index set) for each cell: the parts left of `place` tell the cell."""
+    lead = tensor.shape[:place]
+    left = coordinates(Product(expr.parts[:place]))
+    number = cell_numbers(choice.over, left).expand(prod(lead))
+    flat = tensor.flatten(0, place - 1)
+    if choice.selects:
+        index = choice.value[number].to(tensor.device)
+        index = index.reshape(*index.shape, *(1,) * (flat.dim() - 2)).expand(
+            -1, -1, *flat.shape[2:]
+        )
+        out = flat.gather(1, index)
+    else:
+        matrices = choice.value.to(tensor)[number.to(tensor.device)]
+        out = (
+            torch.bmm(matrices, flat.flatten(2)).unflatten(2, flat.shape[2:])
+            if flat.dim() > 2
+            else (torch.bmm(matrices, flat.unsqueeze(2)).squeeze(2))
+        )
+    return out.unflatten(0, lead)
+
+
+def unit_rows(tensor: Tensor, axes: Axes, factor: Factor, over: Sequence[Factor] = ()) -> Tensor:
+    """All entries of `tensor` that belong to each unit, shape (cells, units, m).
+
+    Where the factor occurs on several axes or in several parts of a concatenation, the entries of all are side by side.
+    """
+    cells = prod(other.size for other in over)
+    pieces = []
+    for dim, expr in enumerate(axes):
+        if factor not in leaves(expr):
+            continue
+        at = coordinates(expr)
+        places = torch.nonzero(at[factor] >= 0).flatten()
+        number = cell_numbers(over, {f: at[f][places] for f in over}).expand(len(places))
+        order = torch.argsort(number * factor.size + at[factor][places], stable=True)
+        rows = tensor.movedim(dim, 0).reshape(expr.size, -1)
+        pieces.append(rows[places[order].to(tensor.device)].reshape(cells, factor.size, -1))
+    return torch.cat(pieces, 2)

@@ -1,0 +1,254 @@
+"""The rewriter: the only place that edits a captured graph.
+
+It applies a `Plan` to a copy of the module: parameters are transformed along their axes, every integer in the graph that follows
+the size of an axis is mended, and shapes are noted anew. What a plan does not touch is shared with the module it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.axes import Axes, Expr, Factor, leaves
+from fxcompress.coupling import Coupling
+from fxcompress.errors import PlanError
+from fxcompress.graph import (
+    CapturedModule,
+    TensorMeta,
+    clone_graph,
+    dynamic_dims,
+    example_shape,
+    find_tensor,
+    set_tensor,
+)
+from fxcompress.plan import Plan, Project, Reparametrize, Replace
+from fxcompress.projection import Choice, Choices, kept_indices, size_of, transform
+from fxcompress.rules import Binding
+from fxcompress.rules.context import read
+from fxcompress.validate import check_plan
+
+Kept = Mapping[str, tuple[Tensor | None, ...]]
+REPARAMETRIZED = "reparametrized"
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A module after a plan.
+
+    Attributes:
+        module: The new module.
+        kept: For parameters and buffers of which units were only selected, the places that stayed on each axis (None: all).
+    """
+
+    module: CapturedModule
+    kept: Kept
+
+
+def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten:
+    """Apply `plan` to a copy of `module`.
+
+    Raises:
+        PlanError: The plan would break the program; the message names the group or parameter, the site and the reason.
+    """
+    check_plan(module, coupling, plan)
+    new = clone_graph(module)
+    projects = [edit for edit in plan.edits if isinstance(edit, Project)]
+    kept = _project(new, coupling, projects) if projects else {}
+    for edit in plan.edits:
+        if isinstance(edit, Replace):
+            _store(new, edit.parameter, edit.value)
+        elif isinstance(edit, Reparametrize):
+            _reparametrize(new, edit)
+    new.graph.lint()
+    new.recompile()
+    return Rewritten(new, kept)
+
+
+# ---- projections
+
+
+def _project(new: CapturedModule, coupling: Coupling, projects: list[Project]) -> Kept:
+    encoders = {edit.group.factor: edit.encoder for edit in projects}
+    decoders = {edit.group.factor: edit.decoder for edit in projects}
+    for edit in projects:
+        if edit.shift is not None:
+            _shift_consumers(new, coupling, edit)
+    kept: dict[str, tuple[Tensor | None, ...]] = {}
+    for name, axes in coupling.parameters.items():
+        if any(leaf in encoders for expr in axes for leaf in leaves(expr)):
+            choices = axis_choices(coupling, name, axes, encoders, decoders)
+            old = find_tensor(new, name)
+            assert old is not None
+            with torch.no_grad():
+                _store(new, name, transform(old.detach(), axes, choices))
+            kept[name] = tuple(_kept_on(expr, own) for expr, own in zip(axes, choices, strict=True))
+    widths = {factor: choice.width for factor, choice in encoders.items()}
+    _mend(new, coupling, widths)
+    return kept
+
+
+def axis_choices(
+    coupling: Coupling, name: str, axes: Axes, encoders: Choices, decoders: Choices
+) -> list[dict[Factor, Choice]]:
+    """For each axis of a parameter, what becomes of its factors: decoded where they are contracted, encoded elsewhere."""
+    found: list[dict[Factor, Choice]] = []
+    for dim, expr in enumerate(axes):
+        own: dict[Factor, Choice] = {}
+        for leaf in leaves(expr):
+            if leaf in encoders:
+                contracted = (name, dim, "contract") in coupling.roles.get(leaf, ())
+                own[leaf] = decoders[leaf] if contracted else encoders[leaf]
+        found.append(own)
+    return found
+
+
+def _kept_on(expr: Expr, own: Choices) -> Tensor | None:
+    if own and all(choice.selects for choice in own.values()):
+        return kept_indices(expr, own)
+    return None
+
+
+def _store(module: CapturedModule, name: str, value: Tensor) -> None:
+    """Put `value` in the place of a parameter or buffer, under every name it has."""
+    old = find_tensor(module, name)
+    assert old is not None
+    names = [other for other, tensor in _tensors(module) if tensor is old]
+    new: Tensor = value.to(old.dtype)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    for other in names:
+        set_tensor(module, other, new, persistent=_persistent(module, other))
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    parameters = list(module.named_parameters(remove_duplicate=False))
+    return [*parameters, *module.named_buffers(remove_duplicate=False)]
+
+
+def _persistent(module: nn.Module, name: str) -> bool:
+    owner, _, leaf = name.rpartition(".")
+    return leaf not in module.get_submodule(owner)._non_persistent_buffers_set
+
+
+# ---- constants of the graph
+
+
+def _mend(new: CapturedModule, coupling: Coupling, widths: Mapping[Factor, int]) -> None:
+    nodes = {node.name: node for node in new.graph.nodes}
+    for binding in coupling.bindings:
+        if _changes((binding.expr,), widths):
+            _mend_argument(nodes[binding.node], binding, widths)
+    for name, axes in coupling.axes.items():
+        if _changes(axes, widths):
+            nodes[name].meta["val"] = _meta(nodes[name], axes, widths)
+    for name, many in coupling.outputs.items():
+        if any(_changes(axes, widths) for axes in many):
+            nodes[name].meta["val"] = tuple(
+                TensorMeta(tuple(size_of(e, widths) for e in axes), value.dtype, _dynamic(value))
+                for axes, value in zip(many, nodes[name].meta["val"], strict=True)
+            )
+
+
+def _changes(axes: Axes, widths: Mapping[Factor, int]) -> bool:
+    return any(leaf in widths for expr in axes for leaf in leaves(expr))
+
+
+def _meta(node: fx.Node, axes: Axes, widths: Mapping[Factor, int]) -> TensorMeta:
+    return TensorMeta(
+        tuple(size_of(expr, widths) for expr in axes), node.meta["val"].dtype, dynamic_dims(node)
+    )
+
+
+def _dynamic(value: Any) -> frozenset[int]:
+    if isinstance(value, TensorMeta):
+        return value.dynamic
+    return frozenset(dim for dim, size in enumerate(value.shape) if not isinstance(size, int))
+
+
+def _mend_argument(node: fx.Node, binding: Binding, widths: Mapping[Factor, int]) -> None:
+    """Set an integer argument to the new size of its expression; -1 stays, a computed size becomes -1."""
+    value = read(node, binding.path)
+    if value == -1:
+        return
+    new = size_of(binding.expr, widths)
+    if isinstance(value, fx.Node):
+        siblings = read(node, binding.path[:-1]) if len(binding.path) > 1 else ()
+        if -1 in siblings:  # type: ignore[operator]
+            raise PlanError(
+                f"node '{node.name}' ({node.target}) computes its size {binding.path} from the inputs and from a width that changes, "
+                f"and has another inferred size beside it; exclude the layers that feed it"
+            )
+        new = -1
+    elif value > binding.expr.size:
+        return  # an open end, such as the end of a slice
+    _write(node, binding.path, new)
+
+
+def _write(node: fx.Node, path: tuple[int | str, ...], value: int) -> None:
+    head, *rest = path
+    if rest:
+        items = list(read(node, (head,)))  # type: ignore[arg-type]
+        items[int(rest[0])] = value
+        new: Any = items
+    else:
+        new = value
+    if isinstance(head, int):
+        node.update_arg(head, new)
+    else:
+        node.update_kwarg(head, new)
+
+
+# ---- shifts and reparametrisations
+
+
+def _shift_consumers(new: CapturedModule, coupling: Coupling, edit: Project) -> None:
+    """Add V·shift to the bias of every linear map that consumes the units."""
+    factor = edit.group.factor
+    assert edit.shift is not None
+    for node in list(new.graph.nodes):
+        weight = node.args[1] if node.op == "call_function" and len(node.args) > 1 else None
+        name = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
+        contracted = {
+            dim for held, dim, role in coupling.roles[factor] if held == name and role == "contract"
+        }
+        if not contracted:
+            continue
+        axes = coupling.parameters[name]
+        one = Choice(edit.shift.reshape(1, -1))
+        old = find_tensor(new, name)
+        assert old is not None
+        choices = [{factor: one} if dim in contracted else {} for dim in range(len(axes))]
+        moved = transform(old.detach(), axes, choices).flatten(1).sum(1)
+        _add_bias(new, node, name, moved)
+
+
+def _add_bias(new: CapturedModule, node: fx.Node, weight: str, value: Tensor) -> None:
+    bias = node.args[2] if len(node.args) > 2 else None
+    if isinstance(bias, fx.Node):
+        old = find_tensor(new, str(bias.target))
+        assert old is not None
+        _store(new, str(bias.target), old.detach() + value)
+        return
+    name = weight.rpartition(".")[0] + ".bias"
+    set_tensor(new, name, nn.Parameter(value))
+    with new.graph.inserting_before(node):
+        made = new.graph.get_attr(name)
+    made.meta["val"] = TensorMeta(example_shape(value), value.dtype)
+    node.update_arg(2, made)
+
+
+def _reparametrize(new: CapturedModule, edit: Reparametrize) -> None:
+    """Read the parameter through a small module: one call_module node right after the parameter's own."""
+    source = next(n for n in new.graph.nodes if n.op == "get_attr" and n.target == edit.parameter)
+    name = f"{REPARAMETRIZED}.{edit.parameter.replace('.', '_')}"
+    new.add_submodule(name, edit.module)
+    users = list(source.users)
+    with new.graph.inserting_after(source):
+        made = new.graph.call_module(name, (source,))
+    made.meta["val"] = source.meta["val"]
+    for user in users:
+        user.replace_input_with(source, made)

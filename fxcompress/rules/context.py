@@ -1,0 +1,269 @@
+"""What a rule works with: the axes of its operands, and the claims it makes about them.
+
+A rule is a function of a `Context` and a node that returns the axes of the node's output. On the way it may refine and unify
+factors (through `Context.space`) and record *claims*, which are settled into facts about factors once the whole graph is read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import fx
+from torch._ops import OpOverload
+from torch.fx.node import Argument
+
+from fxcompress.axes import Axes, Expr, Space
+from fxcompress.graph import CapturedModule, dynamic_dims, shape_of
+
+Role = Literal["produce", "contract", "affine", "statistic", "table"]
+Path = tuple[int | str, ...]
+Output = Axes | tuple[Axes, ...]
+Rule = Callable[["Context", fx.Node], Output]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`words` holds for every factor of `expr`, because of `node`."""
+
+    expr: Expr
+    node: str
+    words: str
+
+
+@dataclass(frozen=True)
+class RoleClaim:
+    """The factors of `expr` have `role` in each of `parameters`, on axis `dim` where that is known."""
+
+    expr: Expr
+    parameters: frozenset[str]
+    role: Role
+    dim: int | None
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The integer at `path` of the arguments of `node` is the size of `expr`."""
+
+    node: str
+    path: Path
+    expr: Expr
+
+
+@dataclass(frozen=True)
+class Work:
+    """`node` does `coefficient` times the product of the sizes of `exprs` floating-point operations."""
+
+    node: str
+    coefficient: int
+    exprs: Axes
+
+
+@dataclass
+class Context:
+    """Axes of every node read so far, and the claims made about them."""
+
+    module: CapturedModule
+    space: Space = field(default_factory=Space)
+    axes: dict[fx.Node, Output] = field(default_factory=dict)
+    sources: dict[fx.Node, frozenset[str]] = field(default_factory=dict)
+    nonzero: set[fx.Node] = field(default_factory=set)
+    frozen: list[Claim] = field(default_factory=list)
+    inexact: list[Claim] = field(default_factory=list)
+    barriers: list[Claim] = field(default_factory=list)
+    kinds: list[Claim] = field(default_factory=list)
+    follows: list[tuple[Expr, Expr, str]] = field(default_factory=list)
+    roles: list[RoleClaim] = field(default_factory=list)
+    bindings: list[Binding] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+    unknown: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    # ---- operands
+
+    def of(self, node: Any) -> Axes:
+        """The axes of a node that yields one tensor."""
+        return tuple(self.space.resolve(expr) for expr in self.axes[node])  # type: ignore[arg-type]
+
+    def tensor(self, value: Any) -> bool:
+        """Whether `value` is a node that yields one tensor."""
+        return isinstance(value, fx.Node) and value in self.axes and not self.many(value)
+
+    def many(self, node: fx.Node) -> bool:
+        """Whether `node` yields several tensors."""
+        axes = self.axes[node]
+        return len(axes) > 0 and isinstance(axes[0], tuple)
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The example shape of a node's output."""
+        return shape_of(node)
+
+    # ---- making axes
+
+    def fixed(self, size: int, node: fx.Node, words: str) -> Expr:
+        """A new axis that can never shrink."""
+        expr = self.space.fresh(size, node.name)
+        self.freeze(expr, node, words)
+        return expr
+
+    def opaque(self, node: fx.Node, words: str) -> Axes:
+        """Fixed axes of the shape of `node`."""
+        return tuple(self.fixed(size, node, words) for size in self.shape(node))
+
+    def free(self, node: fx.Node, words: str) -> Axes:
+        """New axes of the shape of `node`, which may shrink where their size is no input's."""
+        dynamic = dynamic_dims(node)
+        return tuple(
+            self.fixed(size, node, words)
+            if dim in dynamic
+            else self.space.fresh(size, f"{node.name}.{dim}")
+            for dim, size in enumerate(self.shape(node))
+        )
+
+    # ---- refining, with entanglement as a claim
+
+    def unify(self, first: Expr, second: Expr, node: fx.Node) -> None:
+        """Tie two axes of equal size because of `node`."""
+        self.space.cause = node.name
+        self.space.unify(first, second)
+
+    def broadcast(self, operands: Sequence[Axes], node: fx.Node) -> Axes:
+        """Tie the axes of broadcast operands, aligned at the right; size 1 ties nothing."""
+        rank = max((len(axes) for axes in operands), default=0)
+        out: list[Expr] = []
+        for dim in range(-rank, 0):
+            column = [axes[dim] for axes in operands if len(axes) >= -dim]
+            wide = [expr for expr in column if expr.size != 1]
+            for expr in wide[1:]:
+                self.unify(wide[0], expr, node)
+            out.append(self.space.resolve(wide[0]) if wide else column[0])
+        return tuple(out)
+
+    def split(self, expr: Expr, sizes: Sequence[int], node: fx.Node) -> tuple[Expr, ...]:
+        """`expr` as a product of parts of `sizes`; fixed axes where that cannot be written."""
+        self.space.cause = node.name
+        parts: list[Expr] = []
+        rest = expr
+        for size in reversed(sizes[1:]):
+            pair = self.space.split_right(rest, size)
+            if pair is None:
+                self.entangle(node, expr)
+                return tuple(self.fixed(size, node, "entangled by a reshape") for size in sizes)
+            rest, inner = pair
+            parts.insert(0, inner)
+        return (rest, *parts)
+
+    def cut(self, expr: Expr, sizes: Sequence[int], node: fx.Node) -> tuple[Expr, ...]:
+        """`expr` as a concatenation of parts of `sizes`; fixed axes where that cannot be written."""
+        self.space.cause = node.name
+        parts: list[Expr] = []
+        rest = expr
+        for size in sizes[:-1]:
+            pair = self.space.split_at(rest, size)
+            if pair is None:
+                self.entangle(node, expr)
+                return tuple(self.fixed(size, node, "entangled by a split") for size in sizes)
+            parts.append(pair[0])
+            rest = pair[1]
+        return (*parts, rest)
+
+    def entangle(self, node: fx.Node, *exprs: Expr) -> None:
+        """The axes cannot be expressed in each other: none of them may shrink."""
+        for expr in exprs:
+            self.freeze(expr, node, "entangled: its indices do not line up across this operation")
+
+    # ---- claims
+
+    def freeze(self, expr: Expr | Iterable[Expr], node: fx.Node, words: str) -> None:
+        """The factors of `expr` may not shrink."""
+        self._claim(self.frozen, expr, node, words)
+
+    def follow(self, expr: Expr, leader: Expr, node: fx.Node) -> None:
+        """`expr` (zeros beside an axis, say) may shrink only where some factor of `leader` may."""
+        self.follows.append((expr, leader, node.name))
+
+    def over(self, expr: Expr | Iterable[Expr], node: fx.Node, words: str) -> None:
+        """`node` mixes along `expr`, so masking its units with zeros is not the same as cutting them."""
+        self._claim(self.inexact, expr, node, words)
+
+    def barrier(self, expr: Expr | Iterable[Expr], node: fx.Node, words: str) -> None:
+        """`node` acts on each unit of `expr` alone, so only selecting units commutes with it."""
+        self._claim(self.barriers, expr, node, words)
+
+    def kind(self, expr: Expr | Iterable[Expr], node: fx.Node, words: str) -> None:
+        """The factors of `expr` are known to people as `words` (heads, qk, vo)."""
+        self._claim(self.kinds, expr, node, words)
+
+    def _claim(
+        self, into: list[Claim], expr: Expr | Iterable[Expr], node: fx.Node, words: str
+    ) -> None:
+        exprs = (expr,) if isinstance(expr, Expr) else expr
+        into.extend(Claim(each, node.name, words) for each in exprs if each.size > 1)
+
+    def role(self, expr: Expr, operand: Any, role: Role, dim: int | None = None) -> None:
+        """The parameters that `operand` is computed from hold `expr`, axis `dim` of the operand, in `role`."""
+        parameters = self.sources.get(operand, frozenset())
+        if parameters and expr.size > 1:
+            self.roles.append(RoleClaim(expr, parameters, role, _parameter_dim(operand, dim)))
+
+    def bind(self, node: fx.Node, path: Path, expr: Expr) -> None:
+        """The integer argument at `path` of `node` follows the size of `expr`."""
+        self.bindings.append(Binding(node.name, path, expr))
+
+    def flops(self, node: fx.Node, exprs: Axes, coefficient: int = 2) -> None:
+        """`node` costs `coefficient` floating-point operations for every index of `exprs`."""
+        self.work.append(Work(node.name, coefficient, exprs))
+
+
+def _parameter_dim(operand: fx.Node, dim: int | None) -> int | None:
+    """Which axis of the parameter axis `dim` of the operand is, through transpositions; None where it is not known."""
+    while dim is not None and operand.op != "get_attr":
+        rank = len(shape_of(operand))
+        name = operand.target._schema.name if isinstance(operand.target, OpOverload) else ""
+        if name in ("aten::t", "aten::numpy_T"):
+            dim = rank - 1 - dim
+        elif name == "aten::transpose":
+            first, second = dims(operand, tuple(operand.args[1:3]), rank)
+            dim = {first: second, second: first}.get(dim, dim)
+        elif name == "aten::permute":
+            dim = dims(operand, operand.args[1], rank)[dim]
+        elif name not in ("aten::to", "aten::contiguous", "aten::detach", "aten::alias"):
+            return None
+        operand = operand.all_input_nodes[0]
+    return dim
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an ATen node by their schema names, defaults filled in."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    values = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
+    values.update({arg.name: value for arg, value in zip(schema, node.args, strict=False)})
+    return values | dict(node.kwargs)
+
+
+def position(node: fx.Node, name: str) -> int | str:
+    """Where the argument `name` of an ATen node stands: its place in ``args``, or its key in ``kwargs``."""
+    names = [arg.name for arg in node.target._schema.arguments]  # type: ignore[union-attr]
+    place = names.index(name)
+    return place if place < len(node.args) else name
+
+
+def read(node: fx.Node, path: Path) -> Argument:
+    """The argument at `path`: first a place in ``args`` or a key of ``kwargs``, then places in lists."""
+    head, *rest = path
+    value: Any = node.args[head] if isinstance(head, int) else node.kwargs[head]
+    for step in rest:
+        value = value[step]
+    return value
+
+
+def dims(node: fx.Node, value: Any, rank: int) -> tuple[int, ...]:
+    """Normalise a dim, a list of dims or None (all of them) to non-negative dims."""
+    if value is None or (isinstance(value, Sequence) and len(value) == 0):
+        return tuple(range(rank))
+    many = (value,) if isinstance(value, int) else tuple(value)
+    return tuple(dim % max(rank, 1) for dim in many)
+
+
+Sizes = Mapping[str, int]
