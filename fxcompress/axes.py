@@ -5,9 +5,10 @@ An axis of a tensor is an expression over *factors*, independent index ranges th
     expr := factor | (expr expr …)      a product, row-major, as in einops: "(heads head_dim)"
           | [expr | expr | …]           a concatenation
 
-`Space` holds the three operations the analysis is made of: `split_right`, `split_at` and `unify`. Each may
-*refine* a factor, that is, replace it everywhere at once by an expression of new factors; a refined factor keeps a link to
-that expression (union-find with substitution). Two expressions that cannot be aligned, such as (6 4) with (8 3), are
+`Space` holds the three operations the analysis is made of: `split_right`, `split_at` and `unify`.
+Each may *refine* a factor, that is, replace it everywhere at once by an expression of new factors;
+a refined factor keeps a link to that expression (union-find with substitution). Two expressions
+that cannot be aligned, such as (6 4) with (8 3), are
 *entangled*: both are handed to `Space.entangled`, which freezes them, and nothing is guessed.
 
 >>> space = Space()
@@ -71,7 +72,9 @@ UNIT = Product(())
 
 @dataclass(frozen=True)
 class Edge:
-    """Two factors that an operation related: `same` indices, or the second is `part` of the first."""
+    """Two factors that an operation related: `same` indices, or the second is `part` of the
+    first.
+    """
 
     first: Factor
     second: Factor
@@ -156,7 +159,9 @@ class Space:
             self.edges.append(Edge(factor, leaf, self.cause, kind))
 
     def split_right(self, expr: Expr, size: int) -> tuple[Expr, Expr] | None:
-        """(outer, inner) with expr = (outer inner) and \\|inner\\| = size; None if there is no such refinement."""
+        r"""(outer, inner) with expr = (outer inner) and \\|inner\\| = size; None if there is no
+        such refinement.
+        """
         expr = self.resolve(expr)
         if size == 1:
             return expr, UNIT
@@ -196,7 +201,9 @@ class Space:
         return product(parts), product(inner)
 
     def split_at(self, expr: Expr, size: int) -> tuple[Expr, Expr] | None:
-        """(left, right) with expr = [left | right] and \\|left\\| = size; None if there is no such refinement."""
+        r"""(left, right) with expr = [left | right] and \\|left\\| = size; None if there is no such
+        refinement.
+        """
         expr = self.resolve(expr)
         if size in (0, expr.size):
             empty = Concat(())

@@ -37,9 +37,11 @@ def compile(
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> Program:
-    """Compress a model and return a program of the same interface, with the evidence that it is right.
+    """Compress a model and return a program of the same interface, with the evidence that it is
+    right.
 
-    The model is captured once and is not changed; every pass sees the program the pass before it left.
+    The model is captured once and is not changed; every pass sees the program the pass before it
+    left.
 
     Args:
         model: A module, a graph module, an exported program or the path of a ``.pt2`` file.
@@ -47,7 +49,8 @@ def compile(
         kwargs: Example inputs by keyword.
         passes: Applied left to right. An empty sequence captures and analyses.
         task: Data, loss and metric, for passes that need them.
-        dynamic: ``"batch"`` leaves the batch axis free; None fixes every size; a mapping frees what it names.
+        dynamic: ``"batch"`` leaves the batch axis free; None fixes every size; a mapping frees
+            what it names.
         pin: Globs of parameter or node names whose sizes must not change, e.g. ``["fc.weight"]``.
         verify: Compare with a reference after every pass, on the example inputs.
         seed: Seed for passes that draw.
@@ -63,8 +66,10 @@ def compile(
 
     Example:
         >>> import torch, fxcompress
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
-        >>> small = fxcompress.compile(net, (torch.zeros(2, 8),), passes=[fxcompress.passes.MagnitudePruning(ratio=0.5)])
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16,
+        4))
+        >>> small = fxcompress.compile(net, (torch.zeros(2, 8),),
+        passes=[fxcompress.passes.MagnitudePruning(ratio=0.5)])
         >>> small.report.params.after
         108
     """

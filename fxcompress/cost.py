@@ -1,6 +1,8 @@
-"""What a model costs, and what it would cost after any plan: exact, with no forward pass and no re-tracing.
+"""What a model costs, and what it would cost after any plan: exact, with no forward pass and no
+re-tracing.
 
-Every size is an expression over factors, so FLOPs, parameters and bytes are polynomials in the factors' widths.
+Every size is an expression over factors, so FLOPs, parameters and bytes are polynomials in the
+factors' widths.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class Cost:
     """What a model needs for the example inputs.
 
     Attributes:
-        flops: Floating-point operations of the linear maps (a multiply and an add are two), as `torch.utils.flop_counter` counts.
+        flops: Floating-point operations of the linear maps (a multiply and an add are two), as
+            `torch.utils.flop_counter` counts.
         params: Parameters; tied ones count once.
         bytes: Bytes of the parameters and buffers.
     """
@@ -44,7 +47,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Stored:
-    """One parameter or buffer: its axes (empty for what the graph does not read), entries and bytes an entry."""
+    """One parameter or buffer: its axes (empty for what the graph does not read), entries and
+    bytes an entry.
+    """
 
     axes: Axes
     numel: int

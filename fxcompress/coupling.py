@@ -1,7 +1,9 @@
-"""The coupling analysis: one walk over the graph, op rule by op rule, then the claims settled into facts.
+"""The coupling analysis: one walk over the graph, op rule by op rule, then the claims settled into
+facts.
 
-Factors that rules unify move together. The result holds, for every tensor, its axes as expressions over factors, and for every
-factor why it may not shrink, what mixes along it and which parameters hold it in which role.
+Factors that rules unify move together. The result holds, for every tensor, its axes as expressions
+over factors, and for every factor why it may not shrink, what mixes along it and which parameters
+hold it in which role.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Any
 
 import networkx as nx
 from torch import fx
@@ -69,9 +72,11 @@ class Coupling:
     companions: Mapping[Factor, frozenset[Factor]] = field(repr=False)
 
     @cached_property
-    def graph(self) -> nx.Graph:
-        """Factors and parameter axes, tied by the nodes that caused it (``cause``; ``kind`` is same, part or axis)."""
-        graph: nx.Graph = nx.Graph()
+    def graph(self) -> nx.Graph[Any]:
+        """Factors and parameter axes, tied by the nodes that caused it (``cause``; ``kind`` is
+        same, part or axis).
+        """
+        graph: nx.Graph[Any] = nx.Graph()
         for edge in self.edges:
             graph.add_edge(edge.first, edge.second, cause=edge.cause, kind=edge.kind)
         for factor, site in self.labels.items():
@@ -108,8 +113,13 @@ def _pin(ctx: Context, pattern: str) -> None:
             f"pin {pattern!r} fits no parameter or node; the nearest names are {', '.join(near)}"
         )
     for node in found:
-        for axes in ctx.axes[node] if ctx.many(node) else (ctx.of(node),):
-            ctx.freeze(axes, node, "pinned by the caller")  # type: ignore[arg-type]
+        for axes in _tensors(ctx, node):
+            ctx.freeze(axes, node, "pinned by the caller")
+
+
+def _tensors(ctx: Context, node: fx.Node) -> tuple[Axes, ...]:
+    """The axes of every tensor that `node` yields."""
+    return ctx.axes[node] if ctx.many(node) else (ctx.of(node),)  # type: ignore[return-value]
 
 
 def _visit(
@@ -127,10 +137,21 @@ def _visit(
     elif node.op == "output":
         for operand in node.all_input_nodes:
             if operand in ctx.axes:
-                for axes in ctx.axes[operand] if ctx.many(operand) else (ctx.of(operand),):
-                    ctx.freeze(axes, node, "an output of the model")  # type: ignore[arg-type]
+                for axes in _tensors(ctx, operand):
+                    ctx.freeze(axes, node, "an output of the model")
+    elif node.op == "call_module":
+        _reparametrized(ctx, node)
     else:
         _call(ctx, node)
+
+
+def _reparametrized(ctx: Context, node: fx.Node) -> None:
+    """A parameter read through a module, which knows its shape."""
+    words = "read through a module; finalize the program before it may shrink"
+    for operand in node.all_input_nodes:
+        ctx.freeze(ctx.of(operand), node, words)
+        ctx.sources[node] = ctx.sources.get(operand, frozenset())
+    ctx.axes[node] = ctx.of(node.all_input_nodes[0])
 
 
 def _input(ctx: Context, node: fx.Node) -> Axes:
@@ -164,7 +185,9 @@ def _call(ctx: Context, node: fx.Node) -> None:
 
 
 def _checked(ctx: Context, node: fx.Node, out: object) -> Axes | tuple[Axes, ...]:
-    """A rule whose axes do not have the node's sizes is a bug in the rule; say so where it happens."""
+    """A rule whose axes do not have the node's sizes is a bug in the rule; say so where it
+    happens.
+    """
     if is_tensor(node):
         sizes = tuple(expr.size for expr in out)  # type: ignore[attr-defined]
         if sizes != shape_of(node):
@@ -221,7 +244,9 @@ def _settle(
 
 
 def _roles(ctx: Context, parameters: Mapping[str, Axes]) -> dict[Factor, set[Held]]:
-    """Which axis of which parameter holds a factor in which role; every axis that holds it, where a claim does not say."""
+    """Which axis of which parameter holds a factor in which role; every axis that holds it, where
+    a claim does not say.
+    """
     roles: dict[Factor, set[Held]] = defaultdict(set)
     for claim in ctx.roles:
         factors = set(ctx.space.leaves(claim.expr))
@@ -281,7 +306,8 @@ def _freeze_unowned(
 def _companions(
     values: Iterable[Axes], parameters: Iterable[Axes]
 ) -> dict[Factor, frozenset[Factor]]:
-    """For each factor d, the factors h that it never appears without, and that stand left of it wherever a parameter holds it.
+    """For each factor d, the factors h that it never appears without, and that stand left of it
+    wherever a parameter holds it.
 
     Then every index of h may keep units of d of its own.
     """

@@ -27,7 +27,9 @@ class VerificationError(FxCompressError):
 
 
 class WriteBackError(FxCompressError):
-    """The user's class cannot hold the smaller parameters; the message names the attribute or line."""
+    """The user's class cannot hold the smaller parameters; the message names the attribute or
+    line.
+    """
 
 
 class LoadError(FxCompressError):

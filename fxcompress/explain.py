@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any
 
 import networkx as nx
@@ -41,9 +42,8 @@ def explain_path(coupling: Coupling, first: str, second: str) -> str:
     """
     for name in (first, second):
         if name not in coupling.parameters:
-            raise PlanError(
-                f"the graph reads no parameter {name!r}; the nearest are {_near(name, coupling.parameters)}"
-            )
+            near = _near(name, coupling.parameters)
+            raise PlanError(f"the graph reads no parameter {name!r}; the nearest are {near}")
     shared = _shared(coupling, first, second)
     if not shared:
         return f"{first} and {second} share no units: they do not move together"
@@ -68,7 +68,7 @@ def _shared(coupling: Coupling, first: str, second: str) -> dict[tuple[int, int]
 def _chain(coupling: Coupling, start: tuple[str, int], end: tuple[str, int]) -> list[str]:
     path: list[Any] = nx.shortest_path(coupling.graph, start, end)
     causes: dict[str, None] = {}
-    for a, b in zip(path, path[1:], strict=False):
+    for a, b in pairwise(path):
         cause = coupling.graph.edges[a, b]["cause"]
         if cause:
             causes[cause] = None

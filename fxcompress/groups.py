@@ -1,4 +1,6 @@
-"""Channel groups: the factors that parameters share, with everything a pass needs to know about them."""
+"""Channel groups: the factors that parameters share, with everything a pass needs to know about
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from fxcompress.rules import Role
 
 @dataclass(frozen=True)
 class Site:
-    """One axis of one parameter (or buffer) that holds a group's units, and what it does with them."""
+    """One axis of one parameter (or buffer) that holds a group's units, and what it does with
+    them.
+    """
 
     parameter: str
     dim: int
@@ -28,12 +32,14 @@ class ChannelGroup:
     Attributes:
         name: After the first layer that produces the units.
         units: How many units there are; in each cell, where there are several.
-        cells: How many index sets the group may have: the number of heads for the dims of a head, the number of convolution
-            groups for the channels of one; 1 where all copies must agree.
+        cells: How many index sets the group may have: the number of heads for the dims of a head,
+            the number of convolution groups for the channels of one; 1 where all copies must agree.
         sites: The parameter axes that hold the units.
         frozen: Why no unit may be removed, or None.
-        inexact: What mixes along the units (a norm, a mean), so that removing is not the same as masking with zeros.
-        barriers: What acts on each unit alone (an activation, BatchNorm): across it only selecting units is exact.
+        inexact: What mixes along the units (a norm, a mean), so that removing is not the same as
+            masking with zeros.
+        barriers: What acts on each unit alone (an activation, BatchNorm): across it only selecting
+            units is exact.
         kind: ``channels``, ``heads``, ``qk`` (query/key dims) or ``vo`` (value/output dims).
         factor: The factor of the axis expressions.
         over: The factors whose indices number the cells.
@@ -122,7 +128,9 @@ def _kind(coupling: Coupling, factor: Factor) -> str:
 
 
 def _over(coupling: Coupling, factor: Factor) -> tuple[Factor, ...]:
-    """Companions that units may differ over, in the order they stand in the first axis that holds them."""
+    """Companions that units may differ over, in the order they stand in the first axis that holds
+    them.
+    """
     companions = {
         other
         for other in coupling.companions.get(factor, frozenset())
@@ -155,7 +163,9 @@ def _part_holding(expr: Expr, factor: Factor) -> Expr:
 
 
 def _names(coupling: Coupling, sites: Mapping[Factor, tuple[Site, ...]]) -> dict[Factor, str]:
-    """Module names of the first producers; the kind, then a number, where one layer produces several groups."""
+    """Module names of the first producers; the kind, then a number, where one layer produces
+    several groups.
+    """
     base = {factor: _layer(own) for factor, own in sites.items()}
     count = Counter(base.values())
     named = {

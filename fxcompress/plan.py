@@ -17,10 +17,13 @@ class Project:
 
     Attributes:
         group: The group, as the program's analysis names it.
-        encode: For a selection the kept indices, int64 of shape (k,), or (cells, k) where cells keep units of their own.
-            Otherwise the matrix E of shape (k, n) or (cells, k, n) for what produces the units.
-        decode: The matrix D of shape (n, k) or (cells, n, k) for what consumes them; None for a selection.
-        shift: A constant, shape (n,), that consumers see beside the decoded units; it goes into their biases.
+        encode: For a selection the kept indices, int64 of shape (k,), or (cells, k) where cells
+            keep units of their own. Otherwise the matrix E of shape (k, n) or (cells, k, n) for
+            what produces the units.
+        decode: The matrix D of shape (n, k) or (cells, n, k) for what consumes them; None for a
+            selection.
+        shift: A constant, shape (n,), that consumers see beside the decoded units; it goes into
+            their biases.
     """
 
     group: ChannelGroup
@@ -51,7 +54,9 @@ class Project:
 
 @dataclass(frozen=True, eq=False)
 class Replace:
-    """`parameter` gets new values of the same shape; `mask` is True where they may be non-zero, for good."""
+    """`parameter` gets new values of the same shape; `mask` is True where they may be non-zero,
+    for good.
+    """
 
     parameter: str
     value: Tensor
@@ -74,7 +79,8 @@ Edit = Project | Replace | Reparametrize
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The edits of one pass, with what a person should know about them (rounding, groups left alone).
+    """The edits of one pass, with what a person should know about them (rounding, groups left
+    alone).
 
     Attributes:
         edits: At most one `Project` for a group and one edit for a parameter.

@@ -27,12 +27,14 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A captured model with what is known about it. It is called like the model, and printed as its report.
+    """A captured model with what is known about it. It is called like the model, and printed as
+    its report.
 
     A pass gives a new program that shares every tensor it did not change.
 
     Attributes:
-        module: The graph module: trains, saves, and has the model's own names in its ``state_dict()``.
+        module: The graph module: trains, saves, and has the model's own names in its
+            ``state_dict()``.
         args: Example inputs by position, as the model takes them.
         kwargs: Example inputs by name.
         dynamic: For each tensor among the inputs, the axes whose size may vary, by name.
@@ -41,8 +43,8 @@ class Program:
         pin: Globs of parameter or node names whose sizes must not change.
         history: The ``repr`` of every pass, in order: the recipe.
         report: Sizes, groups and proofs, before and after.
-        kept: For parameters and buffers of which units were only selected: on each axis the original indices that stayed, or None
-            where the axis is as it was.
+        kept: For parameters and buffers of which units were only selected: on each axis the
+            original indices that stayed, or None where the axis is as it was.
     """
 
     module: CapturedModule
@@ -68,7 +70,9 @@ class Program:
 
     @cached_property
     def cost(self) -> CostModel:
-        """The cost of any plan: call it with ``{group: units kept}``; with nothing for the program as it is."""
+        """The cost of any plan: call it with ``{group: units kept}``; with nothing for the program
+        as it is.
+        """
         return cost_model(self.analysis.coupling, self.module)
 
     def group(self, name: str) -> ChannelGroup:
@@ -86,7 +90,9 @@ class Program:
         return str(self.report)
 
     def explain(self, first: str, second: str | None = None) -> str:
-        """Why two parameters move together, or all groups that hold one; see `fxcompress.explain`."""
+        """Why two parameters move together, or all groups that hold one; see
+        `fxcompress.explain`.
+        """
         if second is None:
             return explain_groups(self.groups, first)
         return explain_path(self.analysis.coupling, first, second)
@@ -102,12 +108,15 @@ class Program:
             model: The model that was compiled, dense. It is not changed.
 
         Raises:
-            WriteBackError: The class cannot hold the result; the message says which attribute or line prevents it.
+            WriteBackError: The class cannot hold the result; the message says which attribute or
+                line prevents it.
         """
         return write_back(self.finalize().module, model, self.args, self.kwargs)
 
     def save(self, path: str | Path) -> None:
-        """Write the program, without pickle, to a directory, or to one file where `path` ends in ``.fxc`` or ``.safetensors``."""
+        """Write the program, without pickle, to a directory, or to one file where `path` ends in
+        ``.fxc`` or ``.safetensors``.
+        """
         manifest = {
             "args": self.args,
             "kwargs": dict(self.kwargs),

@@ -1,14 +1,17 @@
-"""Folds over axis expressions: sizes, kept indices, masks, and the lift of encode and decode matrices.
+"""Folds over axis expressions: sizes, kept indices, masks, and the lift of encode and decode
+matrices.
 
-A *choice* says what becomes of a factor: a sorted or permuted index tensor (a selection) or a matrix. For a factor whose cells may
-differ it has one row, or one matrix, for each cell; the cells are numbered by the factors the group is `over`.
-Block matrices are never made: a product is unfolded and each factor transformed on its own.
+A *choice* says what becomes of a factor: a sorted or permuted index tensor (a selection) or a
+matrix. For a factor whose cells may differ it has one row, or one matrix, for each cell; the cells
+are numbered by the factors the group is `over`. Block matrices are never made: a product is
+unfolded and each factor transformed on its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
 import torch
@@ -22,7 +25,8 @@ class Choice:
     """What becomes of one factor.
 
     Attributes:
-        value: Kept indices, int64 of shape (k,) or (cells, k); or a matrix of shape (k, n) or (cells, k, n).
+        value: Kept indices, int64 of shape (k,) or (cells, k); or a matrix of shape (k, n) or
+            (cells, k, n).
         over: The factors whose indices number the cells.
     """
 
@@ -52,7 +56,9 @@ def size_of(expr: Expr, widths: Mapping[Factor, int]) -> int:
 
 
 def coordinates(expr: Expr) -> dict[Factor, Tensor]:
-    """For each factor of `expr`, which of its indices stands at each place; -1 where the factor has no part in it."""
+    """For each factor of `expr`, which of its indices stands at each place; -1 where the factor
+    has no part in it.
+    """
     if isinstance(expr, Factor):
         return {expr: torch.arange(expr.size)}
     own = [coordinates(part) for part in expr.parts]
@@ -80,7 +86,9 @@ def kept_indices(expr: Expr, choices: Choices) -> Tensor:
 def _kept(
     expr: Expr, choices: Choices, outer: Mapping[Factor, Tensor]
 ) -> tuple[Tensor, dict[Factor, Tensor]]:
-    """Kept places of `expr` for each of the outer places, shape (outer, k), and the factor indices there."""
+    """Kept places of `expr` for each of the outer places, shape (outer, k), and the factor indices
+    there.
+    """
     count = next((len(index) for index in outer.values()), 1)
     if isinstance(expr, Factor):
         index = _choice_at(expr, choices, outer, count)
@@ -139,7 +147,9 @@ def cell_numbers(over: Sequence[Factor], coordinates: Mapping[Factor, Tensor]) -
 
 
 def stays(axes: Axes, choices: Choices) -> Tensor | None:
-    """A boolean mask, broadcastable to a tensor of these axes, of the places that stay; None where all do."""
+    """A boolean mask, broadcastable to a tensor of these axes, of the places that stay; None where
+    all do.
+    """
     masks: list[Tensor] = []
     for dim, expr in enumerate(axes):
         present = set(leaves(expr))
@@ -151,10 +161,7 @@ def stays(axes: Axes, choices: Choices) -> Tensor | None:
         masks += [
             _stays_cells(axes, dim, f, choices[f]) for f in present & choices.keys() - own.keys()
         ]
-    mask = masks[0] if masks else None
-    for other in masks[1:]:
-        mask = mask & other
-    return mask
+    return reduce(torch.logical_and, masks) if masks else None
 
 
 def _stays_cells(axes: Axes, dim: int, factor: Factor, choice: Choice) -> Tensor:
@@ -183,7 +190,9 @@ def select(tensor: Tensor, axes: Axes, choices: Choices) -> Tensor:
 
 
 def transform(tensor: Tensor, axes: Axes, choices: Sequence[Choices]) -> Tensor:
-    """`tensor` with every axis transformed by its own choices (an encode on one axis, a decode on another)."""
+    """`tensor` with every axis transformed by its own choices (an encode on one axis, a decode on
+    another).
+    """
     for dim, (expr, own) in enumerate(zip(axes, choices, strict=True)):
         if not own.keys().isdisjoint(leaves(expr)):
             tensor = _transform_axis(tensor.movedim(dim, 0), expr, own).movedim(0, dim)
@@ -197,7 +206,8 @@ def _transform_axis(tensor: Tensor, expr: Expr, choices: Choices) -> Tensor:
     if all(choices[leaf].selects for leaf in leaves(expr) if leaf in choices):
         return tensor.index_select(0, kept_indices(expr, choices).to(tensor.device))
     if isinstance(expr, Factor):
-        return torch.tensordot(choices[expr].value.to(tensor), tensor, dims=([1], [0]))
+        rows = choices[expr].value.to(tensor) @ tensor.reshape(expr.size, -1)
+        return rows.reshape(-1, *tensor.shape[1:])
     if isinstance(expr, Concat):
         pieces = tensor.split([part.size for part in expr.parts])
         return torch.cat(
@@ -209,7 +219,8 @@ def _transform_axis(tensor: Tensor, expr: Expr, choices: Choices) -> Tensor:
 def _transform_product(tensor: Tensor, expr: Product, choices: Choices) -> Tensor:
     """Unfold the product, transform the parts from the right, fold again.
 
-    From the right because the cells of a part are numbered by parts on its left, which must still have all their indices.
+    From the right because the cells of a part are numbered by parts on its left, which must still
+    have all their indices.
     """
     tail = tensor.shape[1:]
     tensor = tensor.unflatten(0, [part.size for part in expr.parts])
@@ -241,18 +252,16 @@ def _transform_cells(tensor: Tensor, expr: Product, place: int, choice: Choice) 
         out = flat.gather(1, index)
     else:
         matrices = choice.value.to(tensor)[number.to(tensor.device)]
-        out = (
-            torch.bmm(matrices, flat.flatten(2)).unflatten(2, flat.shape[2:])
-            if flat.dim() > 2
-            else (torch.bmm(matrices, flat.unsqueeze(2)).squeeze(2))
-        )
-    return out.unflatten(0, lead)
+        rows = torch.bmm(matrices, flat.reshape(*flat.shape[:2], -1))
+        out = rows.reshape(*rows.shape[:2], *flat.shape[2:])
+    return out.reshape(*lead, *out.shape[1:])
 
 
 def unit_rows(tensor: Tensor, axes: Axes, factor: Factor, over: Sequence[Factor] = ()) -> Tensor:
     """All entries of `tensor` that belong to each unit, shape (cells, units, m).
 
-    Where the factor occurs on several axes or in several parts of a concatenation, the entries of all are side by side.
+    Where the factor occurs on several axes or in several parts of a concatenation, the entries of
+    all are side by side.
     """
     cells = prod(other.size for other in over)
     pieces = []

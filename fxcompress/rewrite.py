@@ -1,7 +1,8 @@
 """The rewriter: the only place that edits a captured graph.
 
-It applies a `Plan` to a copy of the module: parameters are transformed along their axes, every integer in the graph that follows
-the size of an axis is mended, and shapes are noted anew. What a plan does not touch is shared with the module it came from.
+It applies a `Plan` to a copy of the module: parameters are transformed along their axes, every
+integer in the graph that follows the size of an axis is mended, and shapes are noted anew. What a
+plan does not touch is shared with the module it came from.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Rewritten:
 
     Attributes:
         module: The new module.
-        kept: For parameters and buffers of which units were only selected, the places that stayed on each axis (None: all).
+        kept: For parameters and buffers of which units were only selected, the places that stayed
+            on each axis (None: all).
     """
 
     module: CapturedModule
@@ -52,7 +54,8 @@ def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten
     """Apply `plan` to a copy of `module`.
 
     Raises:
-        PlanError: The plan would break the program; the message names the group or parameter, the site and the reason.
+        PlanError: The plan would break the program; the message names the group or parameter, the
+            site and the reason.
     """
     check_plan(module, coupling, plan)
     new = clone_graph(module)
@@ -94,7 +97,9 @@ def _project(new: CapturedModule, coupling: Coupling, projects: list[Project]) -
 def axis_choices(
     coupling: Coupling, name: str, axes: Axes, encoders: Choices, decoders: Choices
 ) -> list[dict[Factor, Choice]]:
-    """For each axis of a parameter, what becomes of its factors: decoded where they are contracted, encoded elsewhere."""
+    """For each axis of a parameter, what becomes of its factors: decoded where they are
+    contracted, encoded elsewhere.
+    """
     found: list[dict[Factor, Choice]] = []
     for dim, expr in enumerate(axes):
         own: dict[Factor, Choice] = {}
@@ -170,17 +175,20 @@ def _dynamic(value: Any) -> frozenset[int]:
 
 
 def _mend_argument(node: fx.Node, binding: Binding, widths: Mapping[Factor, int]) -> None:
-    """Set an integer argument to the new size of its expression; -1 stays, a computed size becomes -1."""
-    value = read(node, binding.path)
+    """Set an integer argument to the new size of its expression; -1 stays, a computed size becomes
+    -1.
+    """
+    value: Any = read(node, binding.path)
     if value == -1:
         return
     new = size_of(binding.expr, widths)
     if isinstance(value, fx.Node):
-        siblings = read(node, binding.path[:-1]) if len(binding.path) > 1 else ()
-        if -1 in siblings:  # type: ignore[operator]
+        siblings: Any = read(node, binding.path[:-1]) if len(binding.path) > 1 else ()
+        if -1 in siblings:
             raise PlanError(
-                f"node '{node.name}' ({node.target}) computes its size {binding.path} from the inputs and from a width that changes, "
-                f"and has another inferred size beside it; exclude the layers that feed it"
+                f"node '{node.name}' ({node.target}) computes its size {binding.path} from the "
+                "inputs and from a width that changes, with another inferred size beside it; "
+                "exclude the layers that feed it"
             )
         new = -1
     elif value > binding.expr.size:
@@ -191,7 +199,7 @@ def _mend_argument(node: fx.Node, binding: Binding, widths: Mapping[Factor, int]
 def _write(node: fx.Node, path: tuple[int | str, ...], value: int) -> None:
     head, *rest = path
     if rest:
-        items = list(read(node, (head,)))  # type: ignore[arg-type]
+        items: list[Any] = list(read(node, (head,)))  # type: ignore[arg-type]
         items[int(rest[0])] = value
         new: Any = items
     else:
@@ -242,7 +250,9 @@ def _add_bias(new: CapturedModule, node: fx.Node, weight: str, value: Tensor) ->
 
 
 def _reparametrize(new: CapturedModule, edit: Reparametrize) -> None:
-    """Read the parameter through a small module: one call_module node right after the parameter's own."""
+    """Read the parameter through a small module: one call_module node right after the parameter's
+    own.
+    """
     source = next(n for n in new.graph.nodes if n.op == "get_attr" and n.target == edit.parameter)
     name = f"{REPARAMETRIZED}.{edit.parameter.replace('.', '_')}"
     new.add_submodule(name, edit.module)

@@ -14,10 +14,12 @@ class Task:
     """Data with what to make of it.
 
     Attributes:
-        data: Batches, iterated anew each time they are needed: ``(inputs, labels)``, or inputs alone where labels are not needed.
+        data: Batches, iterated anew each time they are needed: ``(inputs, labels)``, or inputs
+            alone where labels are not needed.
         loss: From the model's output and the labels to a scalar.
         metric: From the model's output and the labels to a number to report; larger is better.
-        forward: How to call the model on a batch's inputs; by default ``model(inputs)``, or ``model(*inputs)`` for a tuple.
+        forward: How to call the model on a batch's inputs; by default ``model(inputs)``, or
+            ``model(*inputs)`` for a tuple.
     """
 
     data: Iterable[Any]

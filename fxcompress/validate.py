@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ def check_plan(module: CapturedModule, coupling: Coupling, plan: Plan) -> None:
         if isinstance(edit, Project):
             if edit.group in groups:
                 raise PlanError(
-                    f"group {edit.group.name} is projected twice in one plan; give one Project for it"
+                    f"group {edit.group.name} is projected twice in one plan; give one Project"
                 )
             groups.add(edit.group)
             _check_project(coupling, edit)
@@ -40,8 +38,10 @@ def check_plan(module: CapturedModule, coupling: Coupling, plan: Plan) -> None:
 
 def _check_project(coupling: Coupling, edit: Project) -> None:
     group = edit.group
-    where = f"group {group.name} ({group.units} units, first held by {group.sites[0].parameter} axis {group.sites[0].dim})"
-    if group.factor not in _known(coupling):
+    first = group.sites[0]
+    held = f"axis {first.dim} of {first.parameter}"
+    where = f"group {group.name} ({group.units} units, {held})"
+    if group.factor not in coupling.roles:
         raise PlanError(
             f"{where} belongs to another program; take groups from the program that the plan is for"
         )
@@ -54,10 +54,6 @@ def _check_project(coupling: Coupling, edit: Project) -> None:
         _check_matrices(coupling, edit, where)
 
 
-def _known(coupling: Coupling) -> Mapping[object, object]:
-    return coupling.roles
-
-
 def _check_shape(edit: Project, where: str) -> None:
     cells, units = edit.group.cells, edit.group.units
     encode, decode = edit.encode, edit.decode
@@ -66,7 +62,8 @@ def _check_shape(edit: Project, where: str) -> None:
         encode.dim() == rank + 1 and encode.shape[0] != cells
     ):
         raise PlanError(
-            f"{where}: encode has shape {tuple(encode.shape)}; expected (k, …) or ({cells}, k, …) for {cells} cells"
+            f"{where}: encode has shape {tuple(encode.shape)}; "
+            f"expected (k, …), or ({cells}, k, …) for {cells} cells"
         )
     if edit.width < 1:
         raise PlanError(f"{where}: nothing would be left; keep at least one unit")
@@ -75,7 +72,8 @@ def _check_shape(edit: Project, where: str) -> None:
     if decode is None or encode.shape[-1] != units or decode.shape != encode.mT.shape:
         shape = None if decode is None else tuple(decode.shape)
         raise PlanError(
-            f"{where}: encode {tuple(encode.shape)} needs a decode of shape {tuple(encode.mT.shape)}, got {shape}"
+            f"{where}: encode {tuple(encode.shape)} needs a decode of shape "
+            f"{tuple(encode.mT.shape)}, got {shape}"
         )
     if edit.shift is not None and edit.shift.shape != (units,):
         raise PlanError(f"{where}: shift has shape {tuple(edit.shift.shape)}, expected ({units},)")
@@ -88,7 +86,8 @@ def _check_indices(edit: Project, where: str) -> None:
     index: Tensor = edit.encode.reshape(-1, edit.width)
     if int(index.min()) < 0 or int(index.max()) >= edit.group.units:
         raise PlanError(
-            f"{where}: kept indices must be in 0…{edit.group.units - 1}, got {int(index.min())}…{int(index.max())}"
+            f"{where}: kept indices must be in 0…{edit.group.units - 1}, "
+            f"got {int(index.min())}…{int(index.max())}"
         )
     ordered = index.sort(1).values
     if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
@@ -101,17 +100,23 @@ def _check_matrices(coupling: Coupling, edit: Project, where: str) -> None:
     for parameter, dim, role in coupling.roles[edit.group.factor]:
         roles.setdefault((parameter, dim), set()).add(role)
     for (parameter, dim), own in roles.items():
-        if "contract" in own and len(own) > 1 and not torch.allclose(edit.encode.mT, edit.decode):  # type: ignore[arg-type]
+        if "contract" in own and len(own) > 1 and not _transposed(edit):
             raise PlanError(
-                f"{where}: axis {dim} of {parameter} both writes and reads the units, so decode must be the transpose of encode"
+                f"{where}: axis {dim} of {parameter} both writes and reads the units, "
+                "so decode must be the transpose of encode"
             )
+
+
+def _transposed(edit: Project) -> bool:
+    return edit.decode is not None and torch.allclose(edit.encode.mT, edit.decode)
 
 
 def _check_parameter(module: CapturedModule, edit: Replace | Reparametrize) -> None:
     old = find_tensor(module, edit.parameter)
     if old is None:
         raise PlanError(
-            f"the program has no parameter or buffer {edit.parameter!r}; see program.module.state_dict()"
+            f"the program has no parameter or buffer {edit.parameter!r}; "
+            "program.module.state_dict() has their names"
         )
     if isinstance(edit, Replace):
         _check_value(old, edit)
@@ -126,7 +131,8 @@ def _check_parameter(module: CapturedModule, edit: Replace | Reparametrize) -> N
         new = edit.module(old)
     if new.shape != old.shape or new.dtype != old.dtype:
         raise PlanError(
-            f"the module for {edit.parameter} turns {tuple(old.shape)} {old.dtype} into {tuple(new.shape)} {new.dtype}; "
+            f"the module for {edit.parameter} turns {tuple(old.shape)} {old.dtype} "
+            f"into {tuple(new.shape)} {new.dtype}; "
             "it must keep shape and dtype"
         )
 
@@ -134,11 +140,13 @@ def _check_parameter(module: CapturedModule, edit: Replace | Reparametrize) -> N
 def _check_value(old: Tensor, edit: Replace) -> None:
     if edit.value.shape != old.shape:
         raise PlanError(
-            f"{edit.parameter}: new value has shape {tuple(edit.value.shape)}, the parameter {tuple(old.shape)}"
+            f"{edit.parameter}: the new value has shape {tuple(edit.value.shape)}, "
+            f"the parameter {tuple(old.shape)}"
         )
     if edit.mask is not None and edit.mask.shape != old.shape:
         raise PlanError(
-            f"{edit.parameter}: mask has shape {tuple(edit.mask.shape)}, the parameter {tuple(old.shape)}"
+            f"{edit.parameter}: the mask has shape {tuple(edit.mask.shape)}, "
+            f"the parameter {tuple(old.shape)}"
         )
     if not bool(torch.isfinite(edit.value).all()):
         raise PlanError(f"{edit.parameter}: new value has entries that are not finite")

@@ -1,8 +1,9 @@
 """Proof of a pass: the new program against a reference computed from the old one.
 
-For selections the reference is the *zero-masked* dense model: after every operation the units that leave are set to zero. An
-operation that mixes along a factor (a norm, a mean) is computed over the kept units instead, as its definition asks. Both come
-from the old graph and the axes of the analysis, so a wrong mapping in any layer shows.
+For selections the reference is the *zero-masked* dense model: after every operation the units that
+leave are set to zero. An operation that mixes along a factor (a norm, a mean) is computed over the
+kept units instead, as its definition asks. Both come from the old graph and the axes of the
+analysis, so a wrong mapping in any layer shows.
 """
 
 from __future__ import annotations
@@ -43,22 +44,26 @@ def verify(
 ) -> Check:
     """Compare `new`, which `plan` made of `old`, with its reference on the given inputs.
 
-    The kind of the check is ``bit-identical`` (nothing was edited), ``zero-masked`` (units were only selected) or ``runs`` (values
-    changed on purpose: the figure is the distance to the old program, and only has to be finite).
+    The kind of the check is ``bit-identical`` (nothing was edited), ``zero-masked`` (units were
+    only selected) or ``runs`` (values changed on purpose: the figure is the distance to the old
+    program, and only has to be finite).
 
     Raises:
-        VerificationError: They differ by more than the tolerance, or an output is not finite where the reference is.
+        VerificationError: They differ by more than the tolerance, or an output is not finite where
+            the reference is.
     """
     kind = _kind(plan)
     result = _compare(old, new, coupling, plan, args, kwargs, kind)
     if not result.ok and kind == "zero-masked" and _dtype(old) == torch.float32:
-        # Single precision may be at its end in a deep net; double precision tells rounding from a wrong mapping.
+        # Single precision may be at its end in a deep net; double precision tells rounding from a
+        # wrong mapping.
         old, new = copy.deepcopy(old).double(), copy.deepcopy(new).double()
         args, kwargs = pytree.tree_map_only(Tensor, _double, (args, dict(kwargs)))
         result = _compare(old, new, coupling, plan, args, kwargs, kind)
     if not result.ok:
         raise VerificationError(
-            f"{kind}: the outputs differ by {result.max_relative_error:.3g} (relative), allowed {result.tolerance}; "
+            f"{kind}: the outputs differ by {result.max_relative_error:.3g} (relative), "
+            f"allowed {result.tolerance}; "
             "this is a fault in an axis rule or in the pass, and the program was left as it was"
         )
     return result
@@ -118,7 +123,10 @@ def _dtype(module: CapturedModule) -> torch.dtype:
 
 
 def distance(found: Any, reference: Any) -> tuple[float, bool]:
-    """(max |found − reference| ÷ max |reference|, whether found is finite wherever reference is), over all tensors."""
+    """The largest difference over the largest reference value, and whether `found` is finite.
+
+    Tensors are compared one by one; places where the reference is not finite are left out.
+    """
     pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(reference), strict=True)
     worst, finite = 0.0, True
     for a, b in pairs:
@@ -150,8 +158,8 @@ def masked_forward(
 ) -> Any:
     """The outputs of `old` with all units zero that `choices` do not keep.
 
-    `new` is the rewritten module: where an operation mixes along a changed factor, its arguments there (a normalised shape, say)
-    are used on the kept units.
+    `new` is the rewritten module: where an operation mixes along a changed factor, its arguments
+    there (a normalised shape, say) are used on the kept units.
     """
     runner = _Masked(old, new, coupling, choices)
     flat = flat_inputs(old, _copies(args), _copies(dict(kwargs)))
@@ -165,7 +173,8 @@ def flat_inputs(
     codegen = module.graph._codegen
     if not isinstance(codegen, _PyTreeCodeGen):
         return [*args, *kwargs.values()]
-    return tree_flatten_spec((args, dict(kwargs)), codegen.pytree_info.in_spec)  # type: ignore[no-untyped-call]
+    flat: list[Any] = tree_flatten_spec((args, dict(kwargs)), codegen.pytree_info.in_spec)
+    return flat
 
 
 class _Masked(fx.Interpreter):
@@ -215,7 +224,6 @@ class _Masked(fx.Interpreter):
     def _over_kept(self, n: fx.Node) -> Any:
         """Run the node on the kept units alone and put the result back among zeros."""
         twin = self.twins[n.name]
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
         operands = {node.name: self.env[node] for node in n.all_input_nodes}
         cut = {name: self._cut(value, name) for name, value in operands.items()}
 
@@ -263,7 +271,9 @@ def _kept_shape(axes: Axes, choices: Choices, shape: torch.Size) -> list[int]:
 
 
 def _writable(value: Tensor) -> bool:
-    """Whether each element has memory of its own, so that it can be masked in place (which views of it then see)."""
+    """Whether each element has memory of its own, so that it can be masked in place (which views
+    of it then see).
+    """
     return all(
         stride > 0 or size <= 1 for stride, size in zip(value.stride(), value.shape, strict=True)
     )
