@@ -1,8 +1,8 @@
 """The captured module, and what everybody asks of its nodes.
 
-`CapturedModule` is a plain `torch.fx.GraphModule` of ATen nodes that behaves like a module: it switches between
-training and evaluation, copies, moves between devices and trains. Shapes are read with `shape_of`, `dtype_of` and
-`dynamic_dims`, whatever kind of value stands in a node's ``meta["val"]``.
+`CapturedModule` is a plain `torch.fx.GraphModule` of ATen nodes that behaves like a module: it
+switches between training and evaluation, copies, moves between devices and trains. Shapes are read
+with `shape_of`, `dtype_of` and `dynamic_dims`, whatever kind of value ``meta["val"]`` of a node is.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _STATISTICS = {
     aten.instance_norm.default,
 }
 FIXED_MODE = "fixed_mode"
-"""Key in ``node.meta``: the model asked for this mode by name, so `train` and `eval` leave the node alone."""
+"""Key in ``node.meta`` of a node that `train` and `eval` leave alone: the model fixed its mode."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class TensorMeta:
 
 
 class CapturedModule(fx.GraphModule):
-    """A captured model: ATen nodes, parameters under the model's own names, called like the model."""
+    """A captured model: ATen nodes, the model's own parameter names, called like the model."""
 
     def train(self, mode: bool = True) -> Self:
         """Switch normalisation and dropout nodes to training, or to evaluation."""
@@ -102,7 +102,8 @@ class CapturedModule(fx.GraphModule):
 def clone_graph(module: CapturedModule) -> CapturedModule:
     """Give a new graph and a new module tree over the very same parameters and buffers.
 
-    Node names, ``meta`` and the calling convention are kept, so the copy can be edited while the original stays.
+    Node names, ``meta`` and the calling convention are kept, so that the copy can be edited while
+    the original stays.
     """
     clone = CapturedModule(nn.Module(), fx.Graph())
     seen: dict[int, nn.Module] = {id(module): clone}
@@ -142,7 +143,7 @@ def is_tensor(node: fx.Node) -> bool:
 
 
 def parameter_of(node: object) -> str | None:
-    """The name of the parameter or buffer that a ``get_attr`` node reads; None for anything else."""
+    """The name of the parameter or buffer that a node reads; None for other nodes."""
     if isinstance(node, fx.Node) and node.op == "get_attr" and is_tensor(node):
         return str(node.target)
     return None
@@ -157,8 +158,8 @@ def tensor_of(module: nn.Module, node: fx.Node) -> Tensor:
     value = find_tensor(module, str(node.target)) if node.op == "get_attr" else None
     if value is None:
         raise FxCompressError(
-            f"node '{node.name}' ({node.op} of {node.target}) reads no parameter or buffer of the module; "
-            "ask only for nodes of which `parameter_of` gives a name"
+            f"node '{node.name}' ({node.op} of {node.target}) reads no parameter or buffer; "
+            "ask only for nodes that `parameter_of` has a name for"
         )
     return value
 
@@ -177,7 +178,7 @@ def find_tensor(module: nn.Module, name: str) -> Tensor | None:
 def set_tensor(module: nn.Module, name: str, value: Tensor, *, persistent: bool = True) -> None:
     """Register a parameter or buffer under a dotted name, making the modules on the way.
 
-    A tensor of that name is replaced; an `nn.Parameter` stays a parameter and anything else is a buffer.
+    A tensor of that name is replaced. An `nn.Parameter` stays one, anything else is a buffer.
     """
     *path, leaf = name.split(".")
     owner = module
@@ -227,8 +228,8 @@ def _value_of(node: fx.Node) -> Tensor | TensorMeta:
     value = node.meta.get("val")
     if not isinstance(value, Tensor | TensorMeta):
         raise FxCompressError(
-            f"node '{node.name}' ({node.op} of {node.target}) yields {type(value).__name__}, not one tensor; "
-            "ask for shapes of tensor nodes only (`is_tensor`)"
+            f"node '{node.name}' ({node.op} of {node.target}) yields {type(value).__name__}, "
+            "not one tensor; ask for shapes only where `is_tensor` holds"
         )
     return value
 
@@ -266,7 +267,7 @@ def _copy_graph(graph: fx.Graph) -> fx.Graph:
 
 
 def _share_tables(module: nn.Module, twin: nn.Module, seen: dict[int, nn.Module]) -> None:
-    """Give `twin` dictionaries of its own that hold the tensors of `module` and copies of its children."""
+    """Give `twin` tables of its own, with the tensors of `module` and twins of its children."""
     twin._parameters = dict(module._parameters)
     twin._buffers = dict(module._buffers)
     twin._non_persistent_buffers_set = set(module._non_persistent_buffers_set)

@@ -1,7 +1,7 @@
 """Rewrite a captured graph so that fewer spellings of the same thing have to be known further on.
 
-Each rewrite is one function that edits the module and says how often it applied; none changes a single bit of the
-output. They run once, in the order of `REWRITES`.
+Each rewrite is one function that edits the module and says how often it applied; none changes a
+single bit of the output. They run once, in the order of `REWRITES`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REWRITES: tuple[Rewrite, ...] = (
 
 
 def canonicalize(module: CapturedModule) -> CapturedModule:
-    """Apply every rewrite to a copy of the graph, which shares its tensors with the module given."""
+    """Apply every rewrite to a copy of the graph; the tensors are shared with the module given."""
     result = clone_graph(module)
     for rewrite in REWRITES:
         apply(rewrite, result)

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 def alias_classes(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Map each node to a representative of the nodes that may share its memory.
 
-    Views, in-place operators and the elements of a multiple result share; the operators' schemas say so.
+    Views, in-place operators and the elements of a multiple result share; the schemas say so.
     """
     parent: dict[fx.Node, fx.Node] = {node: node for node in graph.nodes}
 
@@ -37,14 +37,14 @@ def _sharing_inputs(node: fx.Node) -> Iterator[fx.Node]:
     if node.op != "call_function":
         return
     if not isinstance(node.target, OpOverload):
-        # operator.getitem takes a tuple apart; a higher-order operator might return what it was given.
+        # operator.getitem takes a tuple apart; others may return what they were given.
         yield from node.all_input_nodes
         return
     yield from (value for value, _ in _aliased_arguments(node))
 
 
 def _aliased_arguments(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
-    """The node's inputs that its schema marks as shared with the result, and whether they are written."""
+    """Inputs that the schema marks as shared with the result, and whether they are written."""
     if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return
     for index, argument in enumerate(node.target._schema.arguments):

@@ -20,7 +20,7 @@ _LARGEST = 64 * 2**20
 
 _LIKE = {aten.zeros_like.default, aten.ones_like.default, aten.full_like.default}
 _NEW = {aten.new_zeros.default, aten.new_ones.default, aten.new_full.default}
-"""Operators that read of their first argument only its kind: dtype, device and, for the former, shape."""
+"""Operators to which the values of their first argument do not matter, only its kind."""
 
 _UNDEFINED = {
     aten.empty.memory_format,
@@ -35,7 +35,7 @@ Snapshot = tuple[fx.Node, int]
 
 
 def fold_constants(module: CapturedModule) -> int:
-    """Replace what is the same in every call by buffers ``_const_0``, ``_const_1``, … that are not persistent.
+    """Replace what is the same in every call by buffers ``_const_0``, …, which are not persistent.
 
     Before: ``add(x, unsqueeze(arange(16), 0))``. After: ``add(x, _const_0)``.
     """
@@ -59,7 +59,7 @@ def _foldable(graph: fx.Graph) -> dict[fx.Node, None]:
         for node in graph.nodes:
             if classes[node] not in written and _is_constant(node, foldable):
                 foldable[node] = None
-        # What the rest of the graph writes to differs from call to call, and so does all that shares its memory.
+        # What the rest writes to differs from call to call, with all that shares its memory.
         later = {
             classes[value]
             for node in graph.nodes
@@ -108,7 +108,7 @@ def _evaluate(
                 continue
             for source in node.all_input_nodes:
                 value = values.get(source)
-                # An output keeps its own node: a caller who writes to it must not write to our buffer.
+                # An output keeps its node: a caller who writes to it must not write to a buffer.
                 if isinstance(value, Tensor) and node.op != "output":
                     snapshot = (source, value._version)
                     readers[snapshot].append(node)

@@ -14,7 +14,7 @@ _ORIGIN = ("stack_trace", "nn_module_stack")
 
 
 def emit(graph: fx.Graph, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
-    """Insert a call at the graph's insertion point; it inherits the origin of `like` and computes its own value."""
+    """Insert a call at the insertion point, with the origin of `like` and a value of its own."""
     node = graph.call_function(target, args)
     node.meta = {key: like.meta[key] for key in _ORIGIN if key in like.meta}
     with torch.no_grad():
@@ -28,6 +28,6 @@ def _fake_value(node: fx.Node) -> Any:
     if all(isinstance(part, FakeTensor | int | torch.SymInt) for part in parts):
         return value
     raise FxCompressError(
-        f"node '{node.name}' carries a {type(value).__name__}; canonicalize a module as it was captured, "
-        "before any pass has changed it"
+        f"node '{node.name}' carries a {type(value).__name__}; "
+        "canonicalize a module as it was captured, before any pass has changed it"
     )

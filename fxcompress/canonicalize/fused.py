@@ -1,23 +1,25 @@
-"""Separate what one linear map computes for several readers, such as fused query, key and value.
+"""Separate what one linear map computes for several readers, as fused query, key and value.
 
-The pattern is local: a view splits the last axis of a tensor and makes an axis of a few entries, the axes are moved
-about, and every reader takes one entry of that axis. Taking the entries before the view gives each reader channels of
-its own, so that they need not be cut alike:
+The pattern is local: a view splits the last axis of a tensor and makes an axis of a few entries,
+the axes are moved about, and every reader takes one entry of that axis. Taking the entries before
+the view gives each reader channels of its own, so that they need not be cut alike:
 
     Before: ``unbind(permute(view(x, [b, n, 3, h, d]), [2, 0, 3, 1, 4]))``
-    After:  ``permute(view(part, [b, n, h, d]), [0, 2, 1, 3])`` for each of ``split_with_sizes(x, [h*d] * 3, -1)``
+    After:  ``permute(view(part, [b, n, h, d]), [0, 2, 1, 3])`` for each part of
+            ``split_with_sizes(x, [h * d, h * d, h * d], 2)``
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from fxcompress.canonicalize.emit import emit
 from fxcompress.graph import CapturedModule, aten, dynamic_dims, is_tensor, shape_of
@@ -27,6 +29,7 @@ _MOST_ENTRIES = 8
 
 _VIEWS = {aten.view.default, aten.reshape.default, aten.unflatten.int}
 Labels = list[int]
+Add = Callable[..., fx.Node]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class _Fused:
 
 
 def separate_fused_axes(module: CapturedModule) -> int:
-    """Split fused channels before the view that makes an axis of them; give the number of views so treated."""
+    """Split fused channels before the view that makes an axis of them."""
     separated = 0
     for source in list(module.graph.nodes):
         match = _match(source)
@@ -86,31 +89,34 @@ def _readers(source: fx.Node) -> tuple[int, list[tuple[fx.Node, int]]] | None:
     """The axis that all users of a node take single entries of, and who takes which."""
     if not is_tensor(source) or not source.users:
         return None
-    rank = len(shape_of(source))
-    users = list(source.users)
+    shape, users = shape_of(source), list(source.users)
     if len(users) == 1 and users[0].target is aten.unbind.int:
-        dim = users[0].args[1] if len(users[0].args) > 1 else 0
-        items = list(users[0].users)
-        if not all(item.target is operator.getitem for item in items):
-            return None
-        return int(dim) % rank, [(item, int(item.args[1])) for item in items]  # type: ignore[arg-type]
+        items = [(item, item.args[1]) for item in users[0].users]
+        return _argument(users[0], 1) % len(shape), items  # type: ignore[return-value]
     if any(user.target is not aten.select.int for user in users):
         return None
-    dims = {int(user.args[1]) % rank for user in users}  # type: ignore[arg-type]
+    dims = {_argument(user, 1) % len(shape) for user in users}
     if len(dims) != 1 or not all(isinstance(user.args[2], int) for user in users):
         return None
     dim = dims.pop()
-    size = shape_of(source)[dim]
-    return dim, [(user, int(user.args[2]) % size) for user in users]  # type: ignore[arg-type]
+    return dim, [(user, _argument(user, 2) % shape[dim]) for user in users]
+
+
+def _argument(node: fx.Node, position: int) -> int:
+    """An integer argument, 0 if it was left out."""
+    value = node.args[position] if position < len(node.args) else 0
+    assert isinstance(value, int)
+    return value
 
 
 def _first_new_axis(view: fx.Node) -> int | None:
-    """The first of the axes that multiply to the last axis of the view's input, if there are such axes."""
+    """The first of the axes that the last axis of the view's input became, if that is so."""
     source = view.args[0]
     assert isinstance(source, fx.Node)
-    width, sizes = shape_of(source)[-1], shape_of(view)
-    if len(shape_of(source)) - 1 in dynamic_dims(source):
+    last, sizes = len(shape_of(source)) - 1, shape_of(view)
+    if last < 0 or last in dynamic_dims(source):
         return None
+    width = shape_of(source)[last]
     found = None
     for first in reversed(range(len(sizes))):
         if first in dynamic_dims(view) or math.prod(sizes[first:]) > width:
@@ -120,7 +126,7 @@ def _first_new_axis(view: fx.Node) -> int | None:
 
 
 def _track(rank: int, chain: list[fx.Node]) -> tuple[tuple[fx.Node, Labels], ...] | None:
-    """Follow the axes of a view through nodes that move axes; None if one of them does more than that."""
+    """Follow the axes of a view through nodes that move axes; None if one does more than that."""
     labels, fresh = list(range(rank)), rank
     steps = []
     for node in chain:
@@ -134,19 +140,18 @@ def _track(rank: int, chain: list[fx.Node]) -> tuple[tuple[fx.Node, Labels], ...
 
 def _move(node: fx.Node, labels: Labels, fresh: int) -> Labels | None:
     """The axes after one node; a new axis of size one is labelled `fresh`."""
-    rank, args = len(labels), node.args
+    args: tuple[Any, ...] = node.args
     result = list(labels)
     match node.target:
         case aten.permute.default:
-            result = [labels[dim] for dim in args[1]]  # type: ignore[union-attr, index]
+            result = [labels[dim] for dim in args[1]]
         case aten.transpose.int:
-            left, right = args[1], args[2]
-            result[left], result[right] = labels[right], labels[left]  # type: ignore[index]
+            result[args[1]], result[args[2]] = labels[args[2]], labels[args[1]]
         case aten.unsqueeze.default:
-            result.insert(args[1] % (rank + 1), fresh)  # type: ignore[operator, arg-type]
+            result.insert(args[1] % (len(labels) + 1), fresh)
         case aten.squeeze.dim:
-            if shape_of(node.args[0])[args[1]] == 1:  # type: ignore[arg-type, index]
-                del result[args[1]]  # type: ignore[arg-type, index]
+            if shape_of(args[0])[args[1]] == 1:
+                del result[args[1]]
         case aten.contiguous.default if len(args) == 1 and not node.kwargs:
             pass
         case _:
@@ -155,58 +160,71 @@ def _move(node: fx.Node, labels: Labels, fresh: int) -> Labels | None:
 
 
 def _separate(graph: fx.Graph, match: _Fused) -> bool:
-    """Emit the separated form; take it back and say no if it would not lie in memory as before."""
-    view, entries = match.view, match.entries
+    """Emit the separated form; take it back and say no if it would lie in memory otherwise."""
     prefix = _prefix(match)
     if prefix is None:
         return False
-    before, after = shape_of(view)[match.first : entries], shape_of(view)[entries + 1 :]
     emitted: list[fx.Node] = []
 
     def add(target: Any, *args: Any) -> fx.Node:
-        emitted.append(emit(graph, target, args, view))
+        emitted.append(emit(graph, target, args, match.view))
         return emitted[-1]
 
-    spelling = aten.reshape.default if view.target is aten.reshape.default else aten.view.default
-    count, width = shape_of(view)[entries], math.prod(after)
-    with graph.inserting_before(view):
-        source = view.args[0]
-        if math.prod(before) > 1:
-            source = add(spelling, source, [*prefix, *before, count * width])
-        last = len(shape_of(source)) - 1  # type: ignore[arg-type]
-        split = add(aten.split_with_sizes.default, source, [width] * count, last)
-    pieces = {}
-    for reader, entry in match.readers:
-        with graph.inserting_before(reader):
-            piece = add(operator.getitem, split, entry)
-            wanted = [*prefix, *before, *after]
-            if len(shape_of(piece)) != len(wanted) or not _keeps_prefix(match):
-                piece = add(spelling, piece, wanted)
-            for step in _moves(match):
-                piece = add(step[0], piece, *step[1:])
-            pieces[reader] = piece
-    if not all(_lies_like(piece, reader) for reader, piece in pieces.items()):
+    split = _split(match, prefix, add)
+    pieces = [_piece(match, prefix, split, entry, reader, add) for reader, entry in match.readers]
+    replacements = list(zip((reader for reader, _ in match.readers), pieces, strict=True))
+    if any(_layout(reader) != _layout(piece) for reader, piece in replacements):
         for node in reversed(emitted):
             graph.erase_node(node)
         return False
-    for reader, piece in pieces.items():
+    for reader, piece in replacements:
         reader.replace_all_uses_with(piece)
     return True
 
 
+def _split(match: _Fused, prefix: list[Any], add: Add) -> fx.Node:
+    """Split the channels into one stretch for each entry."""
+    view, sizes = match.view, shape_of(match.view)
+    before, count = sizes[match.first : match.entries], sizes[match.entries]
+    width = math.prod(sizes[match.entries + 1 :])
+    with view.graph.inserting_before(view):
+        source: Any = view.args[0]
+        if math.prod(before) > 1:
+            # The entries are not the slowest axis: (h 3 d) first becomes h times (3 d).
+            source = add(_spelling(view), source, [*prefix, *before, count * width])
+        last = len(shape_of(source)) - 1
+        return add(aten.split_with_sizes.default, source, [width] * count, last)
+
+
+def _piece(
+    match: _Fused, prefix: list[Any], split: fx.Node, entry: int, reader: fx.Node, add: Add
+) -> fx.Node:
+    """What one reader got: its part of the channels, viewed and moved as before."""
+    view, sizes = match.view, shape_of(match.view)
+    with view.graph.inserting_before(reader):
+        piece = add(operator.getitem, split, entry)
+        wanted = list(view.meta["val"].shape)
+        del wanted[match.entries]
+        # As text: two free axes may have the same size in the example.
+        if str(list(piece.meta["val"].shape)) != str(wanted):
+            inner = [size for dim, size in enumerate(sizes) if dim != match.entries]
+            piece = add(_spelling(view), piece, [*prefix, *inner[match.first :]])
+        for target, *args in _moves(match):
+            piece = add(target, piece, *args)
+    return piece
+
+
+def _spelling(view: fx.Node) -> OpOverload:
+    return aten.reshape.default if view.target is aten.reshape.default else aten.view.default
+
+
 def _prefix(match: _Fused) -> list[Any] | None:
-    """The sizes of the view's leading axes as it may spell them, or None if they cannot be spelled."""
+    """The view's leading sizes as arguments, or None if they cannot be spelled."""
     view = match.view
     if view.target is not aten.unflatten.int:
         return list(view.args[1][: match.first])  # type: ignore[index, arg-type]
     sizes = [-1 if dim in dynamic_dims(view) else shape_of(view)[dim] for dim in range(match.first)]
     return sizes if sizes.count(-1) <= 1 else None
-
-
-def _keeps_prefix(match: _Fused) -> bool:
-    source = match.view.args[0]
-    assert isinstance(source, fx.Node)
-    return shape_of(source)[:-1] == shape_of(match.view)[: match.first]
 
 
 def _moves(match: _Fused) -> Iterator[tuple[Any, ...]]:
@@ -237,12 +255,8 @@ def _rearranged(labels: Labels, wanted: Labels) -> Iterator[tuple[Any, ...]]:
             yield aten.unsqueeze.default, dim
 
 
-def _lies_like(piece: fx.Node, reader: fx.Node) -> bool:
-    """Whether two nodes have the same shape and strides, so that every kernel treats them alike."""
-    return _layout(piece) == _layout(reader)
-
-
 def _layout(node: fx.Node) -> list[tuple[int, int]]:
+    """Sizes and strides: where they agree, every kernel treats two tensors alike."""
     value: torch.Tensor = node.meta["val"]
     strides = [size if isinstance(size, int) else size.node.hint for size in value.stride()]
     # The stride of an axis of size one is never used.

@@ -33,7 +33,7 @@ _CONVERSIONS = {
 
 
 def drop_aliases(module: CapturedModule) -> int:
-    """Drop nodes that hand on their input: aliases, idle conversions, and copies that nobody writes to.
+    """Drop nodes that hand on their input: aliases, idle conversions, copies nobody writes to.
 
     Before: ``mul(to(x, float32), w)`` with x in float32. After: ``mul(x, w)``.
     """
@@ -133,7 +133,7 @@ def spell_out_integer_rsub(module: CapturedModule) -> int:
 def pin_attention_scale(module: CapturedModule) -> int:
     """Write down the scale of attention, which otherwise follows the width of the queries.
 
-    Before: ``scaled_dot_product_attention(q, k, v)``. After: ``..., scale=0.125)`` for queries 64 wide.
+    Before: ``scaled_dot_product_attention(q, k, v)``. After, for queries 64 wide: ``scale=0.125``.
     """
     pinned = 0
     target = aten.scaled_dot_product_attention.default

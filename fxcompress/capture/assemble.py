@@ -38,8 +38,8 @@ def assemble(program: ExportedProgram, baked: bool) -> CapturedModule:
 
     Args:
         program: Its tensors are copied, tied ones once.
-        baked: Whether the program's mode is what its maker left (then evaluation mode is set now), or the mode of a
-            model that was in evaluation mode (then a node that trains even so does it on purpose).
+        baked: Whether the program is in the mode that its maker chose. Otherwise it was made in
+            evaluation mode, and a node that trains even so does it on purpose.
     """
     source = program.module(check_guards=False)
     module = CapturedModule(nn.Module(), fx.Graph())
@@ -62,7 +62,7 @@ def assemble(program: ExportedProgram, baked: bool) -> CapturedModule:
 
 
 def _own_tensors(program: ExportedProgram, source: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
-    """Each parameter, buffer and constant: its name, a copy (one for all tied names), whether it is persistent."""
+    """Each parameter, buffer and constant: name, copy (one for all tied names), persistence."""
     copies: dict[object, Tensor] = {}
     persistent = set(program.state_dict)
     for name, value in {**program.constants, **program.state_dict}.items():
@@ -78,7 +78,7 @@ def _own_tensors(program: ExportedProgram, source: nn.Module) -> Iterator[tuple[
 
 
 def _identity(value: Tensor) -> object:
-    """What two names have in common if they are tied: the object, or the memory and how it is read."""
+    """What tied names have in common: the object, or the memory and the way it is read."""
     kind = isinstance(value, nn.Parameter)
     if value.is_meta or not value.numel():
         return id(value), kind
@@ -93,7 +93,7 @@ def _copy(value: Tensor) -> Tensor:
 
 
 def _drop_bookkeeping(graph: fx.Graph) -> None:
-    """Drop assertions, which hold for the example's sizes only, batch counters, and what nobody uses."""
+    """Drop assertions, counters of batches, and what nobody uses."""
     for node in reversed(list(graph.nodes)):
         if node.users or node.op != "call_function":
             continue
@@ -103,7 +103,7 @@ def _drop_bookkeeping(graph: fx.Graph) -> None:
 
 
 def _counts_batches(node: fx.Node) -> bool:
-    """Whether the node only counts the batches a norm has seen, as a program exported in training mode does."""
+    """Whether the node counts the batches a norm has seen, as programs in training mode do."""
     counter = node.args[0] if node.args else None
     return (
         node.target is aten.add_.Tensor

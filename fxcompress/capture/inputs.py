@@ -8,45 +8,47 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ShapesCollection
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph import dynamic_dims, is_tensor
 
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call."""
 Axes = dict[int, str]
 """The free axes of one input, by name."""
 DynamicSpec = Literal["batch", "none"] | Mapping[int | str, Mapping[int, str]] | None
+ShapeSpec = dict[str, Any] | tuple[Any, ...] | list[Any] | None
 
 BATCH = "batch"
 
 
-def widen(
-    args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: DynamicSpec
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Repeat a batch of one to two where the batch is free: torch.export takes a size of one for a constant."""
-    tensors = _tensors(args, kwargs)
-    free = {
-        id(tensors[index][1]) for index, axes in _requested(tensors, dynamic).items() if 0 in axes
-    }
+def named_tensors(inputs: Inputs) -> list[tuple[str, Tensor]]:
+    """The tensors among the flattened inputs: ``args[0]``, ``input_ids``, ``states['left']``."""
+    leaves = pytree.tree_flatten_with_path(inputs)[0]
+    return [(_spell(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def widen(inputs: Inputs, dynamic: DynamicSpec) -> Inputs:
+    """Repeat a batch of one where it shall be free: torch.export takes one for a constant."""
+    tensors = named_tensors(inputs)
+    requested = _requested(tensors, dynamic)
+    free = {id(tensors[index][1]) for index, axes in requested.items() if 0 in axes}
 
     def repeated(value: Tensor) -> Tensor:
         return torch.cat([value, value]) if id(value) in free and value.shape[0] == 1 else value
 
-    return (
-        pytree.tree_map_only(Tensor, repeated, args),
-        pytree.tree_map_only(Tensor, repeated, kwargs),
-    )
+    wide: Inputs = pytree.tree_map_only(Tensor, repeated, inputs)
+    return wide
 
 
-def axis_requests(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: DynamicSpec
-) -> dict[str, Any] | tuple[Any, ...] | list[Any] | None:
+def axis_requests(model: nn.Module, inputs: Inputs, dynamic: DynamicSpec) -> ShapeSpec:
     """What torch.export takes as ``dynamic_shapes``.
 
-    The batch is free as far as the model allows; an axis that was asked for by name has to be free.
+    The batch is free as far as the model allows; an axis that was asked for by name has to be.
     """
-    tensors = _tensors(args, kwargs)
+    tensors = named_tensors(inputs)
     requested = _requested(tensors, dynamic)
     if not requested:
         return None
@@ -54,52 +56,62 @@ def axis_requests(
     shapes = ShapesCollection()
     for index, axes in requested.items():
         shapes[tensors[index][1]] = dict.fromkeys(axes, freedom)
-    spec: dict[str, Any] | tuple[Any, ...] | list[Any]
-    spec = shapes.dynamic_shapes(model, args, kwargs)
+    spec: ShapeSpec = shapes.dynamic_shapes(model, *inputs)
     return spec
 
 
-def dynamic_axes(graph: fx.Graph, names: Mapping[int | str, Mapping[int, str]]) -> tuple[Axes, ...]:
-    """The free axes of each tensor input of a captured graph, named as asked, else by what they equal."""
-    inputs = [node for node in graph.nodes if node.op == "placeholder" and is_tensor(node)]
+def lost_batches(program: ExportedProgram, inputs: Inputs) -> bool:
+    """Whether a batch of one came out fixed, at the size that it was repeated to."""
+    tensors = [tensor for _, tensor in named_tensors(inputs)]
+    batch = _batch_size(tensors)
+    given = set(program.graph_signature.user_inputs)
+    placeholders = [node for node in _tensor_inputs(program.graph) if node.name in given]
+    return batch == 1 and any(
+        tensor.ndim and tensor.shape[0] == 1 and 0 not in dynamic_dims(node)
+        for tensor, node in zip(tensors, placeholders, strict=True)
+    )
+
+
+def dynamic_axes(
+    graph: fx.Graph, inputs: Inputs, names: Mapping[int | str, Mapping[int, str]]
+) -> tuple[Axes, ...]:
+    """The free axes of each tensor input of a captured graph; equal sizes have equal names."""
     known: dict[str, str] = {}
     result = []
-    for index, node in enumerate(inputs):
-        asked = names.get(index, names.get(node.name, {}))
+    spelled = [name for name, _ in named_tensors(inputs)]
+    for index, node in enumerate(_tensor_inputs(graph)):
+        asked = names.get(index) or names.get(spelled[index]) or {}
         axes: Axes = {}
         for axis in sorted(dynamic_dims(node)):
-            symbol = str(node.meta["val"].shape[axis])
+            size = str(node.meta["val"].shape[axis])
             default = BATCH if axis == 0 else f"{node.name}_{axis}"
-            axes[axis] = asked.get(axis) or known.setdefault(symbol, default)
-            known.setdefault(symbol, axes[axis])
+            axes[axis] = known.setdefault(size, asked.get(axis, default))
         result.append(axes)
     return tuple(result)
 
 
-def batch_size(tensors: list[Tensor]) -> int | None:
-    """The size that most inputs have on their first axis (of equally frequent ones, the first)."""
-    sizes = Counter(tensor.shape[0] for tensor in tensors if tensor.ndim)
-    return sizes.most_common(1)[0][0] if sizes else None
-
-
-def describe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def describe(inputs: Inputs) -> str:
     """The tensors among the inputs, with shape, dtype and device, for messages."""
     return ", ".join(
-        f"{name}: {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
-        for name, tensor in _tensors(args, kwargs)
+        f"{name}: {list(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+        for name, value in named_tensors(inputs)
     )
 
 
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Tensor]]:
-    leaves = pytree.tree_flatten_with_path((args, kwargs))[0]
-    return [(_spell(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+def _tensor_inputs(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "placeholder" and is_tensor(node)]
 
 
 def _spell(path: tuple[Any, ...]) -> str:
-    """``args[0]`` or ``input_ids``, with the path inside a container after it."""
     kind, head, *rest = path
     name = f"args[{head.idx}]" if kind.idx == 0 else str(head.key)
     return name + pytree.keystr(tuple(rest))
+
+
+def _batch_size(tensors: list[Tensor]) -> int | None:
+    """The size that most inputs have on their first axis; of equally frequent ones, the first."""
+    sizes = Counter(tensor.shape[0] for tensor in tensors if tensor.ndim)
+    return sizes.most_common(1)[0][0] if sizes else None
 
 
 def _requested(
@@ -108,18 +120,19 @@ def _requested(
     """The axes that shall be free, by the index of the input among the tensors."""
     if dynamic is None or dynamic == "none":
         return {}
-    if dynamic == BATCH:
-        batch = batch_size([tensor for _, tensor in tensors])
-        return {
-            index: {0: BATCH}
-            for index, (_, tensor) in enumerate(tensors)
-            if tensor.ndim and tensor.shape[0] == batch
-        }
-    if not isinstance(dynamic, Mapping):
+    if isinstance(dynamic, Mapping):
+        return {_index_of(key, axes, tensors): axes for key, axes in dynamic.items()}
+    if dynamic != BATCH:
         raise CaptureError(
-            f"dynamic={dynamic!r} is none of 'batch', 'none', None and a mapping {{input: {{axis: name}}}}"
+            f"dynamic={dynamic!r} means nothing; it is 'batch', 'none', None "
+            "or a mapping {input index or name: {axis: name}}"
         )
-    return {_index_of(key, axes, tensors): axes for key, axes in dynamic.items()}
+    batch = _batch_size([tensor for _, tensor in tensors])
+    return {
+        index: {0: BATCH}
+        for index, (_, tensor) in enumerate(tensors)
+        if tensor.ndim and tensor.shape[0] == batch
+    }
 
 
 def _index_of(key: int | str, axes: Mapping[int, str], tensors: list[tuple[str, Tensor]]) -> int:
@@ -127,17 +140,19 @@ def _index_of(key: int | str, axes: Mapping[int, str], tensors: list[tuple[str, 
     index = names.index(key) if key in names else key
     if not isinstance(index, int) or not 0 <= index < len(tensors):
         raise CaptureError(
-            f"dynamic names the input {key!r}; the tensor inputs are {', '.join(names)}"
+            f"dynamic names the input {key!r}; the tensor inputs are {', '.join(names)}, "
+            f"or 0 to {len(names) - 1}"
         )
     name, tensor = tensors[index]
     for axis in axes:
         if not 0 <= axis < tensor.ndim:
             raise CaptureError(
-                f"dynamic names axis {axis} of {name}, whose shape is {list(tensor.shape)}"
+                f"dynamic names axis {axis} of {name}, whose shape is {list(tensor.shape)}; "
+                f"its axes are 0 to {tensor.ndim - 1}"
             )
-        if tensor.shape[axis] < 2 and axis:
+        if axis and tensor.shape[axis] < 2:
             raise CaptureError(
-                f"axis {axis} of {name} shall be dynamic but has size {tensor.shape[axis]} in the example; "
-                "torch.export takes sizes 0 and 1 for constants: give an example of size 2 or more"
+                f"axis {axis} of {name} shall be dynamic but has size {tensor.shape[axis]}; "
+                "torch.export takes 0 and 1 for constants: give an example of size 2 or more"
             )
     return index

@@ -5,29 +5,37 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree as pytree
 
-from fxcompress.capture.inputs import DynamicSpec, describe
+from fxcompress.capture.inputs import Inputs, describe, named_tensors
 from fxcompress.errors import CaptureError
 
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-_REASON_LINES = 4
+_REASON_LINES = 2
+_HINTS_FOR_TORCH = (
+    "For ",
+    "If you",
+    "The error above",
+    "consider using",
+    "Caused by",
+    "User Stack",
+)
+"""How lines begin that are about torch's own logs and options."""
 
 _ADVICE = (
     (
-        ("data-dependent", "data dependent", "GuardOnDataDependent", "Dynamic control flow"),
-        "the forward decides by a tensor's value: use torch.where or torch.cond there, or fix the choice beforehand",
+        ("data-dependent", "data dependent", "DataDependent", "control flow"),
+        "the forward decides by a tensor's value: write torch.where or torch.cond there, "
+        "or decide before the model is captured",
     ),
     (
         ("pytree", "register_dataclass", "unsupported type", "Unsupported input type"),
-        "register the class with torch.export.register_dataclass, or let the forward take and return "
-        "tensors, lists and dicts",
+        "register the class with torch.export.register_dataclass, or take and return tensors, "
+        "lists and dicts",
     ),
     (
         ("Constraints violated", "specialized", "dynamic_shapes", "dynamic shape"),
@@ -35,26 +43,19 @@ _ADVICE = (
     ),
 )
 _DEFAULT_ADVICE = (
-    "check that model(*args, **kwargs) runs, then make torch.export.export(model, args, kwargs, strict=False) pass; "
-    "if only a part of the model resists, compress the modules around it one by one"
+    "see that model(*args, **kwargs) runs and that torch.export.export(model, args, kwargs) "
+    "passes; if only one part of the model resists, compress the others one by one"
 )
 
 
-def explain_refusal(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    dynamic: DynamicSpec,
-    error: Exception,
-) -> str:
+def explain_refusal(model: nn.Module, inputs: Inputs, error: Exception) -> str:
     """The message for a model that torch.export refused."""
-    mismatch = next(_mismatches(model, args, kwargs), None)
-    reason = _reason(error)
+    advice = mismatch(model, inputs) or _advice(f"{type(error).__name__} {error}")
     lines = [
-        f"torch.export refused {type(model).__name__} with inputs ({describe(args, kwargs)}).",
-        f"  reason: {reason}",
+        f"torch.export refused {type(model).__name__} with inputs ({describe(inputs)}).",
+        f"  reason: {_reason(error)}",
         *(f"  at: {line}" for line in _user_lines(error)),
-        f"  try: {mismatch or _advice(f'{type(error).__name__} {error}')}",
+        f"  try: {advice}",
     ]
     return "\n".join(lines)
 
@@ -80,31 +81,31 @@ def refuse_uninitialized(model: nn.Module) -> None:
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(value):
             raise CaptureError(
-                f"{name} has no shape yet: it belongs to a lazy module; run the model once before capturing it"
+                f"{name} has no shape yet, it belongs to a lazy module; "
+                "run the model once before capturing it"
             )
 
 
-def _mismatches(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
-    """Devices and dtypes in which the inputs differ from the parameters, if the parameters agree among themselves."""
-    inputs = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+def mismatch(model: nn.Module, inputs: Inputs) -> str | None:
+    """The device or dtype in which an input differs from all parameters."""
     parameters = list(model.parameters())
     devices = {value.device for value in parameters}
     dtypes = {value.dtype for value in parameters if value.is_floating_point()}
-    for value in inputs:
+    for name, value in named_tensors(inputs):
         if len(devices) == 1 and value.device not in devices and value.ndim:
-            device = devices.pop()
-            yield f"an input is on {value.device}, the parameters are on {device}: move one of them"
-            return
-    for value in inputs:
+            return _differs(name, value.device, *devices)
         if len(dtypes) == 1 and value.is_floating_point() and value.dtype not in dtypes:
-            dtype = dtypes.pop()
-            yield f"an input is {value.dtype}, the parameters are {dtype}: convert one of them"
-            return
+            return _differs(name, value.dtype, *dtypes)
+    return None
+
+
+def _differs(name: str, given: object, expected: object) -> str:
+    return f"{name} is {given} but the parameters are {expected}: convert one of them"
 
 
 def _reason(error: BaseException) -> str:
     text = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = text[:_REASON_LINES] or [type(error).__name__]
+    kept = [line for line in text if not line.startswith(_HINTS_FOR_TORCH)][:_REASON_LINES] or [""]
     return f"{type(error).__name__}: " + "\n          ".join(kept)
 
 

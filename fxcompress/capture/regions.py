@@ -1,4 +1,4 @@
-"""Inline the regions that torch.export wraps in a graph of their own: ``no_grad`` and disabled autocast."""
+"""Inline what torch.export wraps in a graph of its own: ``no_grad`` and disabled autocast."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def _parts(
     device, dtype, enabled, _, body, *operands = region.args
     if enabled:
         raise CaptureError(
-            f"the model runs a part under torch.autocast({device!r}, {dtype}); its casts are not in the graph, and "
-            "without them the numbers would differ: remove the autocast and convert the model with model.to(dtype)"
+            f"the model runs a part under torch.autocast({device!r}, {dtype}), whose casts no "
+            "graph shows: remove the autocast and convert the model with model.to(dtype)"
         )
     return _body(module, body), operands, False  # type: ignore[return-value]
 
@@ -80,7 +80,7 @@ def _body(module: nn.Module, node: object) -> fx.GraphModule:
 
 
 def _lift_submodule(module: CapturedModule, body: fx.GraphModule, node: fx.Node) -> None:
-    """A region inside a region: its graph becomes a child of the captured module, under a free name."""
+    """The graph of a region inside a region becomes a child of the captured module."""
     if node.op != "get_attr":
         return
     name = f"{node.target}_{len(module._modules)}"
