@@ -266,12 +266,35 @@ def unit_rows(tensor: Tensor, axes: Axes, factor: Factor, over: Sequence[Factor]
     cells = prod(other.size for other in over)
     pieces = []
     for dim, expr in enumerate(axes):
-        if factor not in leaves(expr):
-            continue
-        at = coordinates(expr)
-        places = torch.nonzero(at[factor] >= 0).flatten()
-        number = cell_numbers(over, {f: at[f][places] for f in over}).expand(len(places))
-        order = torch.argsort(number * factor.size + at[factor][places], stable=True)
-        rows = tensor.movedim(dim, 0).reshape(expr.size, -1)
-        pieces.append(rows[places[order].to(tensor.device)].reshape(cells, factor.size, -1))
+        at = coordinates(expr) if over else {}
+        for index in _occurrences(expr, factor):
+            places = torch.nonzero(index >= 0).flatten()
+            number = cell_numbers(over, {f: at[f][places] for f in over}).expand(len(places))
+            order = torch.argsort(number * factor.size + index[places], stable=True)
+            rows = tensor.movedim(dim, 0).reshape(expr.size, -1)
+            pieces.append(rows[places[order].to(tensor.device)].reshape(cells, factor.size, -1))
     return torch.cat(pieces, 2)
+
+
+def _occurrences(expr: Expr, factor: Factor) -> list[Tensor]:
+    """For each time `factor` stands in `expr`, which index it has at each place; -1 for none.
+
+    Parts of a concatenation do not overlap, so their occurrences share one tensor.
+    """
+    if isinstance(expr, Factor):
+        return [torch.arange(expr.size)] if expr is factor else []
+    found: list[Tensor] = []
+    before = 1 if isinstance(expr, Product) else 0
+    for part in expr.parts:
+        own = _occurrences(part, factor)
+        if isinstance(expr, Product):
+            after = expr.size // before // part.size
+            found += [index.repeat_interleave(after).repeat(before) for index in own]
+            before *= part.size
+            continue
+        for number, index in enumerate(own):
+            if number == len(found):
+                found.append(torch.full((expr.size,), -1))
+            found[number][before : before + part.size] = index
+        before += part.size
+    return found

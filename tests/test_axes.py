@@ -24,6 +24,11 @@ def named(space: Space, **sizes: int) -> tuple[Expr, ...]:
     return tuple(space.fresh(size, name) for name, size in sizes.items())
 
 
+def halves(pair: tuple[Expr, Expr] | None) -> tuple[Expr, Expr]:
+    assert pair is not None
+    return pair
+
+
 # ---- the four operations
 
 
@@ -191,9 +196,9 @@ def test_swin_patch_merging() -> None:
 def test_grouped_queries() -> None:
     space = Space()
     q, k, d, kv = named(space, q=24, k=12, d=4, kv=3)
-    heads, dims = space.split_right(q, 4) or ()
+    heads, dims = halves(space.split_right(q, 4))
     space.unify(dims, d)
-    shared, r = space.split_right(heads, 2) or ()
+    shared, r = halves(space.split_right(heads, 2))
     space.unify(k, product((kv, d)))
     space.unify(shared, kv)
     assert space.text(q) == f"(kv {space.text(r)} d)"
@@ -203,7 +208,7 @@ def test_grouped_queries() -> None:
 def test_rotary_halves() -> None:
     space = Space()
     head_dim, a = named(space, head_dim=8, a=4)
-    left, right = space.split_at(head_dim, 4) or ()
+    left, right = halves(space.split_at(head_dim, 4))
     space.unify(left, a)
     space.unify(right, left)
     assert space.text(head_dim) == "[a | a]"
@@ -226,7 +231,7 @@ def test_resnext_groups() -> None:
 def test_gpt_neox_fused_qkv_rows() -> None:
     space = Space()
     rows, h, q, k, v = named(space, rows=24, h=2, q=4, k=4, v=4)
-    heads, each = space.split_right(rows, 12) or ()
+    heads, each = halves(space.split_right(rows, 12))
     space.unify(heads, h)
     space.unify(each, concat((q, k, v)))
     assert space.text(rows) == "(h [q | k | v])"

@@ -56,8 +56,8 @@ def cell_choices(draw: st.DrawFn, factor: Factor, over: Sequence[Factor]) -> Cho
 def block(expr: Expr, choices: Choices) -> Tensor:
     """The whole matrix that an axis is multiplied with, from its definition (without cells)."""
     if isinstance(expr, Factor):
-        choice = choices.get(expr)
-        return torch.eye(expr.size, dtype=torch.float64) if choice is None else choice.value
+        identity = Choice(torch.eye(expr.size, dtype=torch.float64))
+        return choices.get(expr, identity).value
     parts = [block(part, choices) for part in expr.parts]
     if isinstance(expr, Concat):
         return torch.block_diag(*parts)
