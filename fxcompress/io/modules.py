@@ -1,0 +1,92 @@
+"""Small modules that may stand in a saved graph: their classes say how to make them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
+
+from torch import nn
+
+from fxcompress.errors import FxCompressError, LoadError
+from fxcompress.graph import CapturedModule
+
+
+@runtime_checkable
+class Saveable(Protocol):
+    """A module that a few plain values make again; its tensors are saved with the others."""
+
+    def config(self) -> Mapping[str, Any]:
+        """What `from_config` needs: numbers, strings, lists, dtypes."""
+        ...
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """A module like the one that gave `config`; its tensors are filled in afterwards."""
+        ...
+
+
+class _Registry:
+    classes: ClassVar[dict[str, type[nn.Module]]] = {}
+
+
+M = TypeVar("M", bound=type[nn.Module])
+
+
+def saveable(cls: M) -> M:
+    """Class decorator: let modules of this class be part of a saved program.
+
+    The class has the two methods of `Saveable`.
+    """
+    _Registry.classes[_name(cls)] = cls
+    return cls
+
+
+def dump_modules(module: CapturedModule) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """The modules that the graph calls: name, class name and configuration.
+
+    Raises:
+        FxCompressError: A class is not `saveable`, or a node holds a graph of its own.
+    """
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            child = module.get_submodule(str(node.target))
+            name = _name(type(child))
+            if name not in _Registry.classes or not isinstance(child, Saveable):
+                raise FxCompressError(
+                    f"'{node.target}' is a {type(child).__name__}, which a file cannot hold; "
+                    "fold it into a plain parameter with program.finalize() and save that"
+                )
+            found[str(node.target)] = (name, child.config())
+        elif node.op == "get_attr" and _holds_a_module(module, str(node.target)):
+            raise FxCompressError(
+                f"node '{node.name}' holds a graph of its own ({node.target}), which no file "
+                "can hold; keep such a program as ONNX with fxcompress.export.to_onnx"
+            )
+    return found
+
+
+def make_module(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """A new module of a registered class."""
+    cls = _Registry.classes.get(name)
+    if cls is None:
+        raise LoadError(
+            f"the program holds a {name}, which is not known here; "
+            "import the module that defines it first"
+        )
+    assert issubclass(cls, Saveable)
+    made = cls.from_config(config)
+    assert isinstance(made, nn.Module)
+    return made
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _holds_a_module(module: nn.Module, name: str) -> bool:
+    try:
+        module.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
