@@ -134,7 +134,12 @@ def dynamic_dims(node: fx.Node) -> frozenset[int]:
     value = _value_of(node)
     if isinstance(value, TensorMeta):
         return value.dynamic
-    return frozenset(dim for dim, size in enumerate(value.shape) if not isinstance(size, int))
+    return frozenset(dim for dim, size in enumerate(value.shape) if is_free(size))
+
+
+def is_free(size: int | torch.SymInt) -> bool:
+    """Whether a size follows the inputs; a symbol that the model pinned to one value does not."""
+    return not isinstance(size, int) and size.node.maybe_as_int() is None
 
 
 def is_tensor(node: fx.Node) -> bool:
@@ -236,7 +241,10 @@ def _value_of(node: fx.Node) -> Tensor | TensorMeta:
 
 def _example_size(size: int | torch.SymInt) -> int:
     # int(size) would record a guard; the hint is the size at the example inputs.
-    return size if isinstance(size, int) else int(size.node.hint)
+    if isinstance(size, int):
+        return size
+    pinned = size.node.maybe_as_int()
+    return int(size.node.hint if pinned is None else pinned)
 
 
 def _device(module: nn.Module) -> torch.device | None:

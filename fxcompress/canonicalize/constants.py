@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 
 from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
 from fxcompress.canonicalize.emit import emit
-from fxcompress.graph import MODE_FLAGS, CapturedModule, aten, set_tensor
+from fxcompress.graph import MODE_FLAGS, CapturedModule, aten, is_free, set_tensor
 
 _LARGEST = 64 * 2**20
 """Bytes. A larger constant is cheaper to compute again than to keep and to save."""
@@ -89,9 +89,9 @@ def _is_constant(node: fx.Node, constants: dict[fx.Node, None]) -> bool:
 def _has_fixed_size(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(_has_fixed_size(part) for part in value)
-    if not isinstance(value, Tensor) or not all(isinstance(size, int) for size in value.shape):
+    if not isinstance(value, Tensor) or any(is_free(size) for size in value.shape):
         return False
-    return math.prod(value.shape) * value.element_size() <= _LARGEST
+    return math.prod(map(int, value.shape)) * value.element_size() <= _LARGEST
 
 
 def _evaluate(
@@ -148,7 +148,7 @@ def _register(module: CapturedModule, name: str, source: fx.Node, value: Tensor)
     with graph.inserting_before(next(iter(graph.nodes))):
         node = graph.get_attr(name)
     node.meta["val"] = source.meta["val"].fake_mode.from_tensor(value)
-    shape = list(source.meta["val"].shape)
+    shape = [int(size) for size in source.meta["val"].shape]
     if list(value.shape) == shape:
         return node
     with graph.inserting_after(source):

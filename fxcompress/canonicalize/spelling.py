@@ -11,7 +11,15 @@ from torch import fx
 from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
 from fxcompress.canonicalize.emit import emit
 from fxcompress.capture.regions import carries_gradient
-from fxcompress.graph import CapturedModule, aten, dtype_of, dynamic_dims, is_tensor, shape_of
+from fxcompress.graph import (
+    CapturedModule,
+    aten,
+    dtype_of,
+    dynamic_dims,
+    is_free,
+    is_tensor,
+    shape_of,
+)
 
 _SPLITS = {
     aten.chunk.default,
@@ -94,10 +102,10 @@ def spell_out_splits(module: CapturedModule) -> int:
             continue
         dim = node.args[_SPLIT_DIM] if len(node.args) > _SPLIT_DIM else 0
         sizes = [part.shape[dim] for part in node.meta["val"]]
-        if not all(isinstance(size, int) for size in sizes):
+        if any(is_free(size) for size in sizes):
             continue
         with module.graph.inserting_before(node):
-            args = (node.args[0], sizes, dim)
+            args = (node.args[0], [int(size) for size in sizes], dim)
             split = emit(module.graph, aten.split_with_sizes.default, args, node)
         node.replace_all_uses_with(split)
         module.graph.erase_node(node)

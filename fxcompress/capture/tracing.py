@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from fxcompress.capture.inputs import DynamicSpec, Inputs, axis_requests, lost_batches, widen
 from fxcompress.capture.refusals import explain_refusal
@@ -51,10 +52,12 @@ def trace(model: nn.Module, inputs: Inputs, dynamic: DynamicSpec) -> tuple[Expor
 
 def _export(model: nn.Module, inputs: Inputs, dynamic: DynamicSpec) -> ExportedProgram:
     _register_caches(model)
+    # torch.export leaves marks on the tensors it is given, and reads them the next time.
+    args, kwargs = inputs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
     with _evaluating(model), _whole_attention(), quiet():
         try:
             shapes = axis_requests(model, inputs, dynamic)
-            return torch.export.export(model, *inputs, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except CaptureError:
             raise
         except Exception as error:  # whatever the model and torch's own machinery raise
