@@ -91,10 +91,10 @@ def _distance(name: str, wanted: Tensor, got: Array, allowed: Tolerance) -> Outp
     if np.isnan(b).any():
         return failure(f"{int(np.isnan(b).sum())} of {b.size} entries are NaN in the file's output")
     # Infinities are legitimate (masked scores) where both have them; what is left is compared.
-    settled = a == b
-    if not np.isfinite(np.where(settled, 0.0, a - b)).all():
+    difference = np.subtract(a, b, out=np.zeros_like(a), where=a != b)
+    if not np.isfinite(difference).all():
         return failure("one of the two is infinite where the other is not")
-    absolute = float(np.abs(np.where(settled, 0.0, a - b)).max(initial=0.0))
+    absolute = float(np.abs(difference).max(initial=0.0))
     scale = float(np.abs(a[np.isfinite(a)]).max(initial=0.0))
     relative = absolute / scale if scale else (math.inf if absolute else 0.0)
     ok = relative <= allowed.relative or absolute <= allowed.absolute

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import ExportError
 from fxcompress.export.names import input_names, named_outputs, unique_names
+from fxcompress.graph import CapturedModule
 
 
 class Exportable(Protocol):
@@ -128,17 +129,21 @@ def inference_module(program: Exportable) -> Iterator[nn.Module]:
     body raises.
     """
     module = _on_cpu(program.module)
-    modes = {child: child.training for child in module.modules()}
-    if any(modes.values()):
-        _evaluate(module)
+    parts = [(part, part.training) for part in module.modules()]
+    # Only the flags, as torch's own exported modules refuse eval(); in ours, nodes hold it too.
+    captured = [(part, mode) for part, mode in parts if isinstance(part, CapturedModule)]
+    for part, _ in parts:
+        part.training = False
+    for part, _ in captured:
+        part.eval()
     try:
         with torch.no_grad():
             yield module
     finally:
-        if any(modes.values()):
-            module.train(modes[module])
-            for child, training in modes.items():
-                child.training = training
+        for part, mode in captured:
+            part.train(mode)
+        for part, mode in parts:
+            part.training = mode
 
 
 def run_module(module: nn.Module, inputs: Inputs, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -168,13 +173,3 @@ def _on_cpu(module: nn.Module) -> nn.Module:
     if "meta" in devices:
         raise ExportError("the module has parameters on the meta device; load its weights first")
     return module if devices <= {"cpu"} else copy.deepcopy(module).cpu()
-
-
-def _evaluate(module: nn.Module) -> None:
-    try:
-        module.eval()
-    except NotImplementedError as error:
-        raise ExportError(
-            "the module cannot be put in evaluation mode (a module of a torch.export program has "
-            "its mode fixed); pass it through fxcompress.compile first"
-        ) from error

@@ -15,6 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from fxcompress.capture.tracing import quiet
 from fxcompress.errors import ExportError
 from fxcompress.export.exportable import (
     Exportable,
@@ -228,13 +229,13 @@ def _written(converted: torch.onnx.ONNXProgram, target: Path) -> OnnxFile:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's and onnxscript's warnings and log lines to themselves; errors still come."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    """Keep the exporter's warnings and log lines back; its errors still come."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
+        logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
