@@ -21,7 +21,8 @@ def essential_reason(error: BaseException) -> str:
 
     Example:
         >>> try:
-        ...     raise RuntimeError("Step 3 failed") from ValueError("No svd. For more, see here")
+        ...     cause = ValueError("No svd. For more information, see here")
+        ...     raise RuntimeError("Step 3 failed") from cause
         ... except RuntimeError as error:
         ...     essential_reason(error)
         'ValueError: No svd.'
