@@ -1,0 +1,24 @@
+"""Budgets: how much of a model stays, from where units may go, and how many each group keeps."""
+
+from __future__ import annotations
+
+from fxcompress.budget.allocation import Allocation, by_budget, by_ratio
+from fxcompress.budget.options import Budget, Limits, Recipe, Sizing
+from fxcompress.budget.rounding import TARGETS
+from fxcompress.budget.scope import Scope, check_globs, matches, names_of, scope_of
+
+__all__ = [
+    "TARGETS",
+    "Allocation",
+    "Budget",
+    "Limits",
+    "Recipe",
+    "Scope",
+    "Sizing",
+    "by_budget",
+    "by_ratio",
+    "check_globs",
+    "matches",
+    "names_of",
+    "scope_of",
+]

@@ -1,0 +1,179 @@
+"""What a user may ask of a pass that removes units: how much goes, from where, in which steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
+
+from fxcompress.budget.rounding import multiple_of
+from fxcompress.errors import BudgetError
+
+Allocation = Literal["uniform", "global"]
+QUANTITIES = ("flops", "params", "macs", "bytes")
+
+
+@dataclass(frozen=True, repr=False)
+class Recipe:
+    """A dataclass whose repr is the call that makes it again, with the defaults left out."""
+
+    def __repr__(self) -> str:
+        own = sorted(fields(self), key=lambda each: each.kw_only is True)
+        given = [(each.name, getattr(self, each.name)) for each in own if self._given(each.name)]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given)})"
+
+    def _given(self, name: str) -> bool:
+        default = next(each.default for each in fields(self) if each.name == name)
+        return bool(default is MISSING or getattr(self, name) != default)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Limits(Recipe):
+    """From where units may go, and how many at most.
+
+    Attributes:
+        include: Globs on parameter names; only groups with a parameter that matches may change. A
+            pattern with the suffix ``:out`` means only what the layer produces, with ``:in`` only
+            what it consumes: ``layer1.*.conv1.weight:out``.
+        exclude: Globs of the same kind; groups with a parameter that matches stay as they are.
+        exact_only: Leave alone groups that lie under a norm or a mean.
+        max_ratio: Largest share of units removed from any group.
+        min_units: Fewest units that any group keeps (in each cell).
+        round_to: ``"auto"`` for the largest of 16, 8, 4 that changes no width by more than an
+            eighth; a number; or the name of a target (see `fxcompress.budget.TARGETS`). 1 turns
+            rounding off.
+        uniform_across_layers: Groups whose layers differ only in the number of a block keep the
+            same width.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    exact_only: bool = False
+    max_ratio: float = 1.0
+    min_units: int = 1
+    round_to: int | str = "auto"
+    uniform_across_layers: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, _globs(name, getattr(self, name)))
+        if not 0 < self.max_ratio <= 1:
+            raise BudgetError(
+                f"max_ratio is the largest share of units removed, in (0, 1]; got {self.max_ratio}"
+            )
+        if self.min_units < 1:
+            raise BudgetError(
+                f"min_units is the fewest units a group keeps, 1 or more; got {self.min_units}"
+            )
+        multiple_of(self.round_to)
+
+    def merged(self, other: Limits) -> Limits:
+        """These limits and `other`, where each option is given in one of the two at most.
+
+        Raises:
+            BudgetError: An option has different values in the two.
+        """
+        values = {}
+        for name in (each.name for each in fields(Limits)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if self._given(name) and other._given(name) and mine != theirs:
+                raise BudgetError(
+                    f"{name} is {mine!r} in the pass and {theirs!r} in its budget; give it once"
+                )
+            values[name] = mine if self._given(name) else theirs
+        return Limits(**values)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Budget(Limits):
+    """How much of the model stays: a share in (0, 1] of each quantity given, or an absolute number.
+
+    All quantities given must hold, and the result is never above any of them.
+
+    Attributes:
+        flops: Floating-point operations at the example inputs.
+        params: Parameters.
+        macs: Multiply-accumulates at the example inputs.
+        bytes: Bytes of parameters and buffers.
+        allocation: ``uniform`` removes the same share of every group; ``global`` removes the units
+            of least normalised score, wherever they are.
+    """
+
+    flops: float | int | None = None
+    params: float | int | None = None
+    macs: float | int | None = None
+    bytes: float | int | None = None
+    allocation: Allocation = "uniform"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.asked:
+            raise BudgetError(
+                "a budget needs a quantity; write Budget(flops=0.5), or params=, macs=, bytes="
+            )
+        for name, value in self.asked.items():
+            if not _is_amount(value):
+                raise BudgetError(
+                    f"{name}={value!r}: give the share that stays, in (0, 1], "
+                    "or an absolute number as an int above 1"
+                )
+        if self.allocation not in ("uniform", "global"):
+            raise BudgetError(f"allocation is 'uniform' or 'global', got {self.allocation!r}")
+
+    @property
+    def asked(self) -> Mapping[str, float | int]:
+        """The quantities given, by name."""
+        return {name: getattr(self, name) for name in QUANTITIES if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True, repr=False)
+class Sizing(Limits):
+    """Base of the passes that remove units: a ratio or a budget, and limits.
+
+    Attributes:
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
+    """
+
+    ratio: float | None = field(default=None, kw_only=False)
+    budget: Budget | None = field(default=None, kw_only=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.ratio is None) == (self.budget is None):
+            raise BudgetError(
+                f"{type(self).__name__} needs either ratio= (the share of units removed from every "
+                "group) or budget= (the share of the model that stays)"
+            )
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise BudgetError(
+                f"ratio is the share of units removed from every group, in [0, 1); got {self.ratio}"
+            )
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that hold: the pass's own and its budget's."""
+        own = Limits(**{each.name: getattr(self, each.name) for each in fields(Limits)})
+        return own if self.budget is None else own.merged(self.budget)
+
+    @property
+    def sizing(self) -> dict[str, Any]:
+        """The arguments of this base class, to hand on to another pass."""
+        return {each.name: getattr(self, each.name) for each in fields(Sizing)}
+
+
+def _globs(name: str, value: object) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
+    for pattern in patterns:
+        if not isinstance(pattern, str) or pattern.partition(":")[2] not in ("", "in", "out"):
+            raise BudgetError(
+                f"{name}={pattern!r}: give globs on parameter names, such as 'layer1.*', "
+                "'layer1.0.conv1.weight:out' or '*.weight:in'"
+            )
+    return patterns
+
+
+def _is_amount(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return 0 < value <= 1 or (isinstance(value, int) and value > 1)

@@ -1,0 +1,125 @@
+"""Which groups a pass may change, and for all others the reason why not."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from fxcompress.budget.options import Limits
+from fxcompress.errors import BudgetError
+from fxcompress.groups import ChannelGroup
+
+Names = Mapping[str, frozenset[str]]
+_SIDES = {"out": ("produce", "table", "affine", "statistic"), "in": ("contract",)}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The groups that may change, and why each of the others may not.
+
+    Attributes:
+        groups: May change, in the order of the program.
+        left: The reason for every other group.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    left: Mapping[ChannelGroup, str]
+
+
+def names_of(module: nn.Module) -> Names:
+    """Every name of each parameter and buffer: tied ones have several."""
+    found: dict[int, set[str]] = {}
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in tensors:
+        found.setdefault(id(tensor), set()).add(name)
+    return {name: frozenset(found[id(tensor)]) for name, tensor in tensors}
+
+
+def scope_of(groups: Sequence[ChannelGroup], names: Names, limits: Limits) -> Scope:
+    """Apply `limits` to the groups of a program.
+
+    Args:
+        groups: All groups of the program.
+        names: From `names_of` of its module.
+        limits: What the user asked for.
+
+    Raises:
+        BudgetError: A glob matches no parameter, or no group is left that may lose a unit.
+    """
+    check_globs((*limits.include, *limits.exclude), names)
+    left: dict[ChannelGroup, str] = {}
+    for group in groups:
+        reason = _reason(group, names, limits)
+        if reason is not None:
+            left[group] = reason
+    if len(left) == len(groups):
+        raise BudgetError(
+            f"no group may lose a unit: {describe(left)}. Change include=, exclude=, exact_only= "
+            "or min_units=, or see group.explain() for what freezes it"
+        )
+    return Scope(tuple(group for group in groups if group not in left), left)
+
+
+def describe(left: Mapping[ChannelGroup, str], most: int = 5) -> str:
+    """Groups with their reasons, in words."""
+    words = [f"{group.name} ({reason})" for group, reason in list(left.items())[:most]]
+    rest = len(left) - len(words)
+    return (
+        ", ".join(words) + (f", and {rest} more" if rest > 0 else "") if words else "there is none"
+    )
+
+
+def _reason(group: ChannelGroup, names: Names, limits: Limits) -> str | None:
+    if group.frozen:
+        return f"frozen: {group.frozen}"
+    if limits.include and not any(touches(pattern, group, names) for pattern in limits.include):
+        return f"not in include={limits.include!r}"
+    for pattern in limits.exclude:
+        if touches(pattern, group, names):
+            return f"excluded by {pattern!r}"
+    if limits.exact_only and not group.exact:
+        return f"not exact: {group.inexact[0]}"
+    if group.units <= limits.min_units:
+        return f"has {group.units} units, min_units={limits.min_units}"
+    return None
+
+
+def touches(pattern: str, group: ChannelGroup, names: Names) -> bool:
+    """Whether the group has a site that the pattern, with its side, means."""
+    glob, _, side = pattern.partition(":")
+    roles = _SIDES.get(side)
+    return any(
+        (roles is None or site.role in roles)
+        and matches(glob, names.get(site.parameter, (site.parameter,)))
+        for site in group.sites
+    )
+
+
+def matches(glob: str, names: Iterable[str]) -> bool:
+    """Whether the glob matches one of the names."""
+    return any(fnmatch.fnmatchcase(name, glob) for name in names)
+
+
+def check_globs(patterns: Iterable[str], names: Iterable[str]) -> None:
+    """Refuse a glob that matches no parameter.
+
+    Raises:
+        BudgetError: With the nearest names there are.
+    """
+    known = list(names)
+    for pattern in patterns:
+        glob = pattern.partition(":")[0]
+        if not matches(glob, known):
+            layers = sorted({name.rpartition(".")[0] + ".*" for name in known if "." in name})
+            near = difflib.get_close_matches(glob, [*known, *layers], n=3, cutoff=0.4)
+            hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
+            raise BudgetError(
+                f"no parameter or buffer is called {pattern!r}{hint}. Globs match whole names"
+            )

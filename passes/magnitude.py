@@ -1,0 +1,124 @@
+"""Magnitude pruning: the units with the smallest weights go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fxcompress.axes import UNIT
+from fxcompress.budget import Recipe, Sizing
+from fxcompress.errors import PlanError
+from fxcompress.graph import find_tensor
+from fxcompress.groups import ChannelGroup, Site
+from fxcompress.passes.structured import StructuredPass
+from fxcompress.plan import Plan
+from fxcompress.program import Program
+from fxcompress.projection import unit_rows
+from fxcompress.rules import Role
+
+Aggregate = Literal["mean", "sum", "max", "first"]
+Normaliser = Literal["mean", "max", "none"]
+ROLES = ("produce", "contract", "affine", "table")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Magnitude(Recipe):
+    """Score a unit by the p-th powers of its weights.
+
+    Each axis that holds the units is a member, scored by Σ|w|ᵖ over the entries of a unit (no root,
+    as in the published baselines); the members are then aggregated.
+
+    Attributes:
+        p: 1 or 2.
+        aggregate: How the members of a group are combined; ``first`` takes the first alone.
+        normaliser: What the scores of a group are divided by, so that groups compare.
+        roles: Which axes are members: those that ``produce`` the units, ``contract`` them (the
+            layers after), scale them (``affine``, without biases), or are a ``table`` of them. A
+            group with no such axis is scored by all it has.
+    """
+
+    p: Literal[1, 2] = 2
+    aggregate: Aggregate = "mean"
+    normaliser: Normaliser = "mean"
+    roles: tuple[Role, ...] = ("produce", "table")
+
+    def __post_init__(self) -> None:
+        _one_of("p", self.p, (1, 2))
+        _one_of("aggregate", self.aggregate, ("mean", "sum", "max", "first"))
+        _one_of("normaliser", self.normaliser, ("mean", "max", "none"))
+        object.__setattr__(self, "roles", tuple(self.roles))
+        for role in self.roles:
+            _one_of("roles", role, ROLES)
+
+    def score(self, program: Program, group: ChannelGroup) -> Tensor:
+        members = self._members(group)
+        if self.aggregate == "first":
+            members = members[:1]
+        each = torch.stack([self._power(program, group, site) for site in members])
+        return self._normalised(each.amax(0) if self.aggregate == "max" else self._reduced(each))
+
+    def _reduced(self, each: Tensor) -> Tensor:
+        return each.sum(0) if self.aggregate == "sum" else each.mean(0)
+
+    def _normalised(self, score: Tensor) -> Tensor:
+        if self.normaliser == "none":
+            return score
+        scale = score.mean() if self.normaliser == "mean" else score.max()
+        return score / scale if scale != 0 else score
+
+    def _members(self, group: ChannelGroup) -> list[Site]:
+        own = [site for site in group.sites if site.role in self.roles and not _is_bias(site)]
+        return own or list(group.sites)
+
+    def _power(self, program: Program, group: ChannelGroup, site: Site) -> Tensor:
+        tensor = find_tensor(program.module, site.parameter)
+        assert tensor is not None
+        axes = program.analysis.axes(site.parameter)
+        # Where several axes hold the units, in different roles, only this one is meant.
+        axes = tuple(expr if dim == site.dim else UNIT for dim, expr in enumerate(axes))
+        rows = unit_rows(tensor.detach(), axes, group.factor, group.over)
+        return rows.to(torch.float64).abs().pow(self.p).sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MagnitudePruning(Sizing):
+    """Keep the units of each group whose weights are largest.
+
+    Attributes:
+        p: 1 or 2: sums of absolute values, or of squares.
+        aggregate: How the layers of a group are combined: ``mean``, ``sum``, ``max``, ``first``.
+        normaliser: What makes groups comparable, for global budgets: ``mean``, ``max``, ``none``.
+        roles: Which axes count; see `Magnitude`.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
+    """
+
+    p: Literal[1, 2] = 2
+    aggregate: Aggregate = "mean"
+    normaliser: Normaliser = "mean"
+    roles: tuple[Role, ...] = ("produce", "table")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "roles", self.criterion.roles)
+
+    @property
+    def criterion(self) -> Magnitude:
+        """What scores the units."""
+        return Magnitude(**{each.name: getattr(self, each.name) for each in fields(Magnitude)})
+
+    def plan(self, program: Program) -> Plan:
+        return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)
+
+
+def _is_bias(site: Site) -> bool:
+    """A bias shifts the units and carries none of their signal."""
+    return site.role == "affine" and site.parameter.rpartition(".")[2] == "bias"
+
+
+def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise PlanError(f"{name}={value!r}; it is one of {', '.join(map(repr, choices))}")

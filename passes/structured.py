@@ -1,0 +1,146 @@
+"""The one pass that removes units: a criterion says which, a reconstruction what becomes of the
+rest, a ratio or a budget how many.
+
+Every structured method is a criterion and a reconstruction; the named passes choose them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fxcompress.budget import (
+    Allocation,
+    Sizing,
+    by_budget,
+    by_ratio,
+    check_globs,
+    names_of,
+    scope_of,
+)
+from fxcompress.budget.options import Recipe
+from fxcompress.errors import PlanError
+from fxcompress.graph import find_tensor
+from fxcompress.groups import ChannelGroup
+from fxcompress.plan import Plan, Project
+from fxcompress.program import Program
+
+Scores = dict[ChannelGroup, Tensor]
+
+
+class Criterion(Protocol):
+    """Which units of a group matter."""
+
+    def score(self, program: Program, group: ChannelGroup) -> Tensor:
+        """Scores of shape (cells, units); the larger, the more a unit matters.
+
+        For a budget with global allocation, the scores of all groups are compared.
+        """
+
+
+class Reconstruction(Protocol):
+    """What becomes of a group when some of its units go."""
+
+    def project(self, program: Program, group: ChannelGroup, kept: Tensor) -> Project:
+        """The projection onto the units `kept`, ascending indices of shape (k,) or (cells, k)."""
+
+
+@dataclass(frozen=True, repr=False)
+class Selection(Recipe):
+    """The units that stay are left as they are."""
+
+    def project(self, program: Program, group: ChannelGroup, kept: Tensor) -> Project:
+        return Project(group, kept)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StructuredPass(Sizing):
+    """Remove units of every group, the least important ones first.
+
+    Before, with ``ratio=0.5``::
+
+        up.weight: [16, 8]   down.weight: [8, 16]      # one group of 16 units
+
+    After::
+
+        up.weight: [8, 8]    down.weight: [8, 8]
+
+    Attributes:
+        criterion: Scores the units.
+        reconstruction: Makes up for those that go; the default changes nothing else.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
+    """
+
+    criterion: Criterion
+    reconstruction: Reconstruction = Selection()
+
+    def plan(self, program: Program) -> Plan:
+        """Decide what goes.
+
+        Raises:
+            BudgetError: What was asked cannot be met.
+            PlanError: Scores are not finite.
+        """
+        limits, names = self.limits, names_of(program.module)
+        check_globs((*limits.include, *limits.exclude), names)
+        if self.ratio == 0:
+            return Plan(())
+        allocation, scores = self._allocate(program)
+        edits = []
+        for group, width in allocation.widths.items():
+            score = scores.get(group)
+            kept = best(self._score(program, group) if score is None else score, width)
+            edits.append(self.reconstruction.project(program, group, kept))
+        return Plan(tuple(edits), allocation.notes)
+
+    def _allocate(self, program: Program) -> tuple[Allocation, Scores]:
+        limits = self.limits
+        scope = scope_of(program.groups, names_of(program.module), limits)
+        if self.budget is None:
+            assert self.ratio is not None
+            return by_ratio(scope, limits, self.ratio), {}
+        scores = {}
+        if self.budget.allocation == "global":
+            scores = {group: self._score(program, group) for group in scope.groups}
+        return by_budget(scope, limits, self.budget, program.cost, scores or None), scores
+
+    def _score(self, program: Program, group: ChannelGroup) -> Tensor:
+        score = self.criterion.score(program, group)
+        if score.shape != (group.cells, group.units):
+            raise PlanError(
+                f"{self.criterion!r} scored group {group.name} with shape {tuple(score.shape)}; "
+                f"it must be ({group.cells}, {group.units})"
+            )
+        if not bool(torch.isfinite(score).all()):
+            bad = _not_finite(program, group)
+            why = (
+                f"{', '.join(bad)} has entries that are not finite"
+                if bad
+                else "a criterion's fault"
+            )
+            raise PlanError(
+                f"group {group.name} has scores that are not finite ({self.criterion!r}): {why}; "
+                "mend the checkpoint, or leave the group out with exclude="
+            )
+        return score
+
+
+def best(score: Tensor, width: int) -> Tensor:
+    """The `width` best units of each cell, ascending; of equal ones the first.
+
+    Returns:
+        Indices of shape (width,) for one cell, (cells, width) for several.
+    """
+    order = score.argsort(dim=1, descending=True, stable=True)
+    kept = order[:, :width].sort(dim=1).values.cpu()
+    return kept[0] if len(kept) == 1 else kept
+
+
+def _not_finite(program: Program, group: ChannelGroup) -> Iterable[str]:
+    values = {site.parameter: find_tensor(program.module, site.parameter) for site in group.sites}
+    return [name for name, v in values.items() if v is not None and not torch.isfinite(v).all()]
