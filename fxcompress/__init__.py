@@ -1,3 +1,66 @@
-"""A compiler for model compression: a PyTorch model in, a smaller one and its proof out."""
+"""fxcompress: a compiler for model compression.
+
+`compile` captures a PyTorch model, finds the channels that move together, runs passes that remove, merge or mask them, proves each
+result and gives back a smaller model of the same interface. Passes are in `fxcompress.passes`, ONNX and runtimes in
+`fxcompress.export`.
+"""
+
+from fxcompress import export, passes
+from fxcompress.budget import Budget
+from fxcompress.compiler import apply, compile
+from fxcompress.errors import (
+    BudgetError,
+    CaptureError,
+    ExportError,
+    FxCompressError,
+    LoadError,
+    PlanError,
+    VerificationError,
+    WriteBackError,
+)
+from fxcompress.plan import Plan, Project, Reparametrize, Replace
+from fxcompress.program import Program, load
+from fxcompress.rules import axis_rule
+from fxcompress.task import Task
 
 __version__ = "0.1.0"
+
+
+def explain(program: Program, first: str, second: str | None = None) -> str:
+    """Why the axes of two parameters move together, as the chain of operations that ties them; or the groups that hold one.
+
+    Args:
+        program: A compiled program.
+        first: The name of a parameter.
+        second: The name of another; None for all groups that hold `first`.
+
+    Raises:
+        PlanError: The program has no parameter of that name; the message has the nearest ones.
+    """
+    return program.explain(first, second)
+
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "CaptureError",
+    "ExportError",
+    "FxCompressError",
+    "LoadError",
+    "Plan",
+    "PlanError",
+    "Program",
+    "Project",
+    "Reparametrize",
+    "Replace",
+    "Task",
+    "VerificationError",
+    "WriteBackError",
+    "apply",
+    "axis_rule",
+    "compile",
+    "explain",
+    "export",
+    "load",
+    "passes",
+]

@@ -43,7 +43,8 @@ class ChannelGroup:
         kind: ``channels``, ``heads``, ``qk`` (query/key dims) or ``vo`` (value/output dims).
         factor: The factor of the axis expressions.
         over: The factors whose indices number the cells.
-        span: How many consecutive places one unit takes in the first axis that produces it.
+        span: Places that one unit, with its copies in all cells, takes on the first axis that
+            produces it: the number of heads for a head's dims, a head's dims for the heads.
     """
 
     name: str
@@ -77,6 +78,10 @@ class ChannelGroup:
         return self.name
 
 
+#: Held by a layer in one of these roles, units are channels; a table of positions alone is none.
+LINEAR: frozenset[Role] = frozenset(("produce", "table", "contract"))
+
+
 def find_groups(coupling: Coupling) -> tuple[ChannelGroup, ...]:
     """The groups of a coupling, in the order the graph first reads their parameters."""
     sites = _sites(coupling)
@@ -89,7 +94,7 @@ def _sites(coupling: Coupling) -> dict[Factor, tuple[Site, ...]]:
     found = {
         factor: tuple(Site(*held) for held in sorted(own, key=lambda h: (order[h[0]], *h[1:])))
         for factor, own in coupling.roles.items()
-        if own
+        if any(role in LINEAR for *_, role in own)
     }
     return dict(
         sorted(
@@ -138,7 +143,7 @@ def _over(coupling: Coupling, factor: Factor) -> tuple[Factor, ...]:
     }
     for exprs in coupling.parameters.values():
         for expr in exprs:
-            order = list(leaves(expr))
+            order = list(dict.fromkeys(leaves(expr)))
             if factor in order:
                 return tuple(other for other in order[: order.index(factor)] if other in companions)
     return ()
@@ -163,8 +168,9 @@ def _part_holding(expr: Expr, factor: Factor) -> Expr:
 
 
 def _names(coupling: Coupling, sites: Mapping[Factor, tuple[Site, ...]]) -> dict[Factor, str]:
-    """Module names of the first producers; the kind, then a number, where one layer produces
-    several groups.
+    """Module names of the first producers, ``:in`` where nothing produces the units.
+
+    Where one layer produces several groups the kind is added, then a number.
     """
     base = {factor: _layer(own) for factor, own in sites.items()}
     count = Counter(base.values())
@@ -182,10 +188,11 @@ def _names(coupling: Coupling, sites: Mapping[Factor, tuple[Site, ...]]) -> dict
 
 
 def _layer(sites: tuple[Site, ...]) -> str:
-    order = {"produce": 0, "table": 1, "affine": 2, "statistic": 3, "contract": 4}
+    order = {"produce": 0, "table": 0, "affine": 1, "statistic": 1, "contract": 2}
     first = min(sites, key=lambda site: order[site.role])
     layer, _, leaf = first.parameter.rpartition(".")
-    return layer if layer and leaf in ("weight", "bias") else first.parameter
+    name = layer if layer and leaf in ("weight", "bias") else first.parameter
+    return f"{name}:in" if first.role == "contract" else name
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,20 @@ class ReusedModule(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
 
+class EntangledSum(nn.Module):
+    """Units (6 4) are added to themselves as (4 6): no unit of the one is a unit of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head, self.inner = nn.Linear(5, 24), nn.Linear(24, 3), nn.Linear(3, 7)
+        self.out = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        x = x + x.view(-1, 6, 4).transpose(1, 2).reshape(-1, 24)
+        return self.out(F.relu(self.inner(self.head(x))))  # type: ignore[no-any-return]
+
+
 class SwiGLU(nn.Module):
     """A pre-norm residual block whose inner width is gated: down(silu(gate(x)) * up(x))."""
 

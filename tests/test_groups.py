@@ -1,0 +1,100 @@
+"""What the analysis finds: names, kinds, cells, frozen reasons, and why things move together."""
+
+from __future__ import annotations
+
+import pytest
+
+import fxcompress as fx
+from fxcompress.program import Program
+from models import build
+
+
+def program(name: str, **options: object) -> Program:
+    model, args, kwargs = build(name)
+    return fx.compile(model, args, kwargs, **options)  # type: ignore[arg-type]
+
+
+def table(found: Program) -> dict[str, tuple[int, int, str]]:
+    return {g.name: (g.units, g.cells, g.kind) for g in found.groups if not g.frozen}
+
+
+def test_a_residual_stream_is_one_group_and_the_inner_width_another() -> None:
+    assert table(program("projected_residual")) == {
+        "stem.0": (6, 1, "channels"),
+        "up.0": (9, 1, "channels"),
+        "down.0": (10, 1, "channels"),
+        "inner.0": (7, 1, "channels"),
+    }
+
+
+def test_zero_padded_channels_are_groups_of_their_own() -> None:
+    sizes = sorted(g.units for g in program("padded_residual").groups if not g.frozen)
+    assert sizes == [3, 3, 6, 12]
+
+
+def test_heads_keep_query_key_and_value_dims_apart() -> None:
+    kinds = {g.kind: (g.units, g.cells) for g in program("fused_attention").groups if not g.frozen}
+    assert kinds["heads"] == (5, 1)
+    assert kinds["qk"] == (4, 5)
+    assert kinds["vo"] == (4, 5)
+
+
+def test_rotary_pairs_leave_together_in_every_head() -> None:
+    groups = program("rotary_grouped_attention").groups
+    rotary = next(g for g in groups if g.kind == "qk")
+    assert rotary.cells == 1
+    assert {site.parameter for site in rotary.sites} >= {"q_proj.weight", "k_proj.weight"}
+
+
+def test_cells_of_a_grouped_convolution_may_differ() -> None:
+    assert any(g.cells == 3 and g.units == 4 for g in program("grouped_conv").groups)
+
+
+def test_inputs_and_outputs_are_frozen_with_the_reason() -> None:
+    reasons = {g.name: g.frozen for g in program("mlp").groups if g.frozen}
+    assert "an input of the model" in str(reasons["first:in"])
+    assert "an output of the model" in str(reasons["head"])
+
+
+def test_a_norm_over_the_units_makes_them_inexact() -> None:
+    exact = {g.name: g.exact for g in program("swiglu").groups if not g.frozen}
+    assert exact == {"enter": False, "gate": True}
+
+
+def test_a_channel_shuffle_ties_the_halves_it_interleaves() -> None:
+    tied = next(g for g in program("channel_shuffle").groups if g.name == "stem.0:channels.2")
+    assert {site.parameter for site in tied.sites} >= {"leave.0.weight", "tail.0.weight"}
+
+
+def test_what_does_not_line_up_is_frozen_and_says_where() -> None:
+    reasons = [g.frozen for g in program("entangled_sum").groups if g.frozen]
+    assert any("entangled" in words and "add" in words for words in reasons)
+
+
+def test_pins_freeze_and_unknown_pins_are_refused() -> None:
+    pinned = program("mlp", pin=["second.weight"])
+    assert [g.name for g in pinned.groups if not g.frozen] == []
+    with pytest.raises(fx.PlanError, match=r"second\.weight"):
+        program("mlp", pin=["secnd.weight"])
+
+
+def test_explain_names_the_operations_between_two_layers() -> None:
+    words = fx.explain(program("projected_residual"), "down.0.weight", "outer.0.weight")
+    assert "10 units" in words
+    assert "aten::add" in words
+
+
+def test_explain_says_when_nothing_ties_two_layers() -> None:
+    words = fx.explain(program("mlp"), "first.weight", "head.weight")
+    assert "do not move together" in words
+
+
+def test_explain_offers_the_nearest_names() -> None:
+    with pytest.raises(fx.PlanError, match=r"first\.weight"):
+        fx.explain(program("mlp"), "frist.weight", "head.weight")
+
+
+def test_every_group_explains_itself() -> None:
+    for group in program("token_classifier").groups:
+        assert group.name in group.explain()
+        assert not group.frozen or group.frozen in group.explain()

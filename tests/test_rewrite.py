@@ -1,0 +1,176 @@
+"""The rewriter: general matrices, shifts, values, reparametrisations, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fx
+from fxcompress.groups import ChannelGroup
+from fxcompress.program import Program
+from fxcompress.verify import verify
+from models import build
+from selection import RandomSelection
+
+
+@dataclass(frozen=True)
+class Just:
+    """A pass with a plan made by hand."""
+
+    edits: Any = field(repr=False)
+
+    def plan(self, program: Program) -> fx.Plan:
+        return fx.Plan(tuple(self.edits(program)))
+
+
+def program(name: str) -> Program:
+    model, args, kwargs = build(name)
+    return fx.compile(model, args, kwargs)
+
+
+def first(found: Program, name: str) -> ChannelGroup:
+    return found.group(name)
+
+
+def linear_chain() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3)).double()
+    return net, (torch.randn(4, 5, dtype=torch.float64),)
+
+
+def test_an_invertible_encode_with_its_inverse_changes_nothing_through_linear_maps() -> None:
+    net, args = linear_chain()
+    encode = torch.randn(8, 8, dtype=torch.float64)
+    decode = torch.linalg.inv(encode)
+    dense = fx.compile(net, args)
+    new = fx.apply(dense, Just(lambda p: [fx.Project(p.group("0"), encode, decode)]))
+    torch.testing.assert_close(new(*args), net(*args), rtol=1e-9, atol=1e-9)
+
+
+def test_folding_equal_units_is_exact_through_an_activation() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        net[0].weight[3:], net[0].bias[3:] = net[0].weight[:3].clone(), net[0].bias[:3].clone()
+    members = torch.eye(3, dtype=torch.float64).repeat(2, 1)
+    args = (torch.randn(4, 5, dtype=torch.float64),)
+    edits = Just(lambda p: [fx.Project(p.group("0"), members.T / 2, members)])
+    folded = fx.apply(fx.compile(net, args), edits)
+    torch.testing.assert_close(folded(*args), net(*args), rtol=1e-12, atol=1e-12)
+    assert folded.report.params.after < folded.report.params.before
+
+
+def test_a_shift_goes_into_the_consumers_bias() -> None:
+    net, args = linear_chain()
+    keep = torch.arange(4)
+    shift = torch.zeros(8, dtype=torch.float64)
+    shift[4:] = torch.randn(4, dtype=torch.float64)
+    edits = Just(lambda p: [fx.Project(p.group("0"), keep, shift=shift)])
+    cut = fx.apply(fx.compile(net, args), edits, verify=False)
+    hidden = net[0](*args).detach()
+    hidden[:, 4:] = shift[4:]
+    torch.testing.assert_close(cut(*args), net[1](hidden), rtol=1e-12, atol=1e-12)
+
+
+def test_a_matrix_for_each_head_acts_on_that_head_alone() -> None:
+    dense = program("fused_attention")
+    group = next(g for g in dense.groups if g.kind == "vo")
+    torch.manual_seed(0)
+    encode = torch.randn(group.cells, group.units, group.units, dtype=torch.float64)
+    edits = Just(lambda p: [fx.Project(group, encode, torch.linalg.inv(encode))])
+    new = fx.apply(dense, edits)
+    torch.testing.assert_close(new(*dense.args), dense(*dense.args), rtol=1e-8, atol=1e-8)
+
+
+def test_a_tied_embedding_takes_a_rotation_and_refuses_anything_else() -> None:
+    dense = program("tied_language_model")
+    group = next(g for g in dense.groups if any(s.role == "table" for s in g.sites))
+    square = torch.randn(group.units, group.units, dtype=torch.float64)
+    if group.frozen:
+        pytest.fail(group.frozen)
+    with pytest.raises(fx.PlanError, match="transpose"):
+        fx.apply(dense, Just(lambda p: [fx.Project(group, square, torch.linalg.inv(square))]))
+
+
+def test_replace_puts_values_and_shares_the_rest() -> None:
+    dense = program("mlp")
+    value = torch.zeros_like(dense.module.get_parameter("first.weight"))
+    new = fx.apply(dense, Just(lambda p: [fx.Replace("first.weight", value)]))
+    assert not new.module.get_parameter("first.weight").any()
+    kept = new.module.get_parameter("second.weight")
+    assert kept is dense.module.get_parameter("second.weight")
+
+
+class Half(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+def test_reparametrize_reads_through_the_module_until_finalised() -> None:
+    dense = program("mlp")
+    new = fx.apply(dense, Just(lambda p: [fx.Reparametrize("first.weight", Half())]))
+    halved = fx.apply(
+        dense,
+        Just(lambda p: [fx.Replace("first.weight", p.module.get_parameter("first.weight") / 2)]),
+    )
+    torch.testing.assert_close(new(*dense.args), halved(*dense.args), rtol=0, atol=0)
+    done = new.finalize()
+    assert not [n for n in done.module.graph.nodes if n.op == "call_module"]
+    torch.testing.assert_close(done(*dense.args), halved(*dense.args), rtol=0, atol=0)
+    assert set(done.module.state_dict()) == set(dense.module.state_dict())
+
+
+def test_a_reparametrised_parameter_keeps_its_shape() -> None:
+    dense = program("mlp")
+    new = fx.apply(dense, Just(lambda p: [fx.Reparametrize("first.weight", Half())]))
+    assert "finalize" in str(new.group("first").frozen)
+
+
+REFUSED = {
+    "index out of range": (lambda g: fx.Project(g, torch.tensor([0, 99])), "0…6"),
+    "index twice": (lambda g: fx.Project(g, torch.tensor([1, 1])), "twice"),
+    "nothing left": (lambda g: fx.Project(g, torch.tensor([], dtype=torch.int64)), "at least one"),
+    "no decode": (lambda g: fx.Project(g, torch.eye(7)), "needs a decode"),
+    "not finite": (
+        lambda g: fx.Project(g, torch.full((3, 7), torch.nan), torch.zeros(7, 3)),
+        "not finite",
+    ),
+    "unknown parameter": (lambda g: fx.Replace("frist.weight", torch.zeros(1)), "no parameter"),
+    "wrong shape": (lambda g: fx.Replace("first.weight", torch.zeros(2, 2)), r"\(2, 2\)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_plans_are_refused_and_leave_the_program(case: str) -> None:
+    make, words = REFUSED[case]
+    dense = program("mlp")
+    before = {k: v.clone() for k, v in dense.module.state_dict().items()}
+    with pytest.raises(fx.PlanError, match=words):
+        fx.apply(dense, Just(lambda p: [make(p.group("first"))]))
+    assert all(torch.equal(before[k], v) for k, v in dense.module.state_dict().items())
+
+
+def test_frozen_and_foreign_groups_are_refused() -> None:
+    dense = program("mlp")
+    with pytest.raises(fx.PlanError, match="output of the model"):
+        fx.apply(dense, Just(lambda p: [fx.Project(p.group("head"), torch.tensor([0]))]))
+    other = program("mlp").group("first")
+    with pytest.raises(fx.PlanError, match="another program"):
+        fx.apply(dense, Just(lambda p: [fx.Project(other, torch.tensor([0]))]))
+
+
+@pytest.mark.parametrize("name", ["padded_residual", "fused_attention", "swiglu"])
+def test_the_proof_catches_a_wrong_mapping(name: str) -> None:
+    dense = program(name)
+    plan = RandomSelection().plan(dense)
+    new = fx.apply(dense, RandomSelection())
+    victim = next(n for n, axes in new.kept.items() if n.endswith("weight") and axes[0] is not None)
+    with torch.no_grad():
+        new.module.get_parameter(victim).copy_(new.module.get_parameter(victim).flip(0))
+    coupling = dense.analysis.coupling
+    with pytest.raises(fx.VerificationError, match="zero-masked"):
+        verify(dense.module, new.module, coupling, plan, dense.args, dense.kwargs)
