@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch._ops import OpOverload
 
 from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
 from fxcompress.canonicalize.emit import emit
-from fxcompress.graph import MODE_FLAGS, CapturedModule, aten, is_free, set_tensor
+from fxcompress.graph import MODE_FLAGS, CapturedModule, aten, is_free, set_tensor, tensor_of
 
 _LARGEST = 64 * 2**20
 """Bytes. A larger constant is cheaper to compute again than to keep and to save."""
@@ -30,6 +31,9 @@ _UNDEFINED = {
     aten.new_empty_strided.default,
 }
 
+_LITERAL = re.compile(r"lifted_tensor_\d+")
+"""How torch.export names the tensors that a forward writes out as numbers."""
+
 Snapshot = tuple[fx.Node, int]
 """A node and how often its memory had been written to when it was read."""
 
@@ -41,12 +45,12 @@ def fold_constants(module: CapturedModule) -> int:
     """
     graph = module.graph
     foldable = _foldable(graph)
-    values, readers = _evaluate(graph, foldable)
+    values, readers = _evaluate(module, foldable)
     for index, (snapshot, users) in enumerate(readers.items(), _free_index(module)):
         constant = _register(module, f"_const_{index}", snapshot[0], values[snapshot])
         for user in users:
             user.replace_input_with(snapshot[0], constant)
-    _erase(graph, foldable)
+    _erase(module, foldable)
     return len(readers)
 
 
@@ -72,8 +76,10 @@ def _foldable(graph: fx.Graph) -> dict[fx.Node, None]:
 
 
 def _is_constant(node: fx.Node, constants: dict[fx.Node, None]) -> bool:
-    if node.op != "call_function" or not _has_fixed_size(node.meta.get("val")):
+    if not _has_fixed_size(node.meta.get("val")):
         return False
+    if node.op == "get_attr":
+        return _LITERAL.fullmatch(str(node.target)) is not None
     if node.target is operator.getitem:
         return node.args[0] in constants
     if not isinstance(node.target, OpOverload) or node.target.namespace not in ("aten", "prims"):
@@ -95,21 +101,21 @@ def _has_fixed_size(value: object) -> bool:
 
 
 def _evaluate(
-    graph: fx.Graph, foldable: dict[fx.Node, None]
+    module: CapturedModule, foldable: dict[fx.Node, None]
 ) -> tuple[dict[Snapshot, Tensor], dict[Snapshot, list[fx.Node]]]:
     """Run the foldable nodes in order; give what the other nodes read of them, and who reads it."""
     values: dict[fx.Node, Any] = {}
     snapshots: dict[Snapshot, Tensor] = {}
     readers: defaultdict[Snapshot, list[fx.Node]] = defaultdict(list)
     with torch.no_grad():
-        for node in graph.nodes:
+        for node in module.graph.nodes:
             if node in foldable:
-                values[node] = _run(node, values)
+                values[node] = _run(module, node, values)
                 continue
             for source in node.all_input_nodes:
                 value = values.get(source)
                 # An output keeps its node: a caller who writes to it must not write to a buffer.
-                if isinstance(value, Tensor) and node.op != "output":
+                if isinstance(value, Tensor) and node.op != "output" and source.op != "get_attr":
                     snapshot = (source, value._version)
                     readers[snapshot].append(node)
                     if snapshot not in snapshots:
@@ -117,7 +123,10 @@ def _evaluate(
     return snapshots, readers
 
 
-def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def _run(module: CapturedModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    if node.op == "get_attr":
+        return tensor_of(module, node).clone()
+
     def value_of(source: fx.Node) -> Any:
         return values[source] if source in values else _stand_in(node, source)
 
@@ -155,9 +164,9 @@ def _register(module: CapturedModule, name: str, source: fx.Node, value: Tensor)
         return emit(graph, aten.expand.default, (node, shape), source)
 
 
-def _erase(graph: fx.Graph, foldable: dict[fx.Node, None]) -> None:
+def _erase(module: CapturedModule, foldable: dict[fx.Node, None]) -> None:
     """Erase what was folded, writes included, but for what an output still needs."""
-    classes = alias_classes(graph)
+    classes = alias_classes(module.graph)
     needed = {
         classes[node] for node in foldable if any(user not in foldable for user in node.users)
     }
@@ -165,8 +174,14 @@ def _erase(graph: fx.Graph, foldable: dict[fx.Node, None]) -> None:
         writes = any(True for _ in mutated_inputs(node))
         if node.users or (writes and classes[node] in needed):
             needed.update(classes[value] for value in node.all_input_nodes)
-        else:
-            graph.erase_node(node)
+            continue
+        module.graph.erase_node(node)
+        if node.op == "get_attr" and not _is_read(module, node.target):
+            delattr(module, str(node.target))
+
+
+def _is_read(module: CapturedModule, name: object) -> bool:
+    return any(node.target == name for node in module.graph.find_nodes(op="get_attr"))
 
 
 def _free_index(module: CapturedModule) -> int:
