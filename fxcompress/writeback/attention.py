@@ -1,0 +1,261 @@
+"""Put into the weights what a class computes from a width that changed: the scale of attention.
+
+The graph keeps the scale the model was trained with. A class that takes it from the width of its
+queries now uses another one, and nothing in it can be set. Multiplying the queries' own weights by
+the ratio of the two gives the same product.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+
+from fxcompress.graph import CapturedModule, aten, find_tensor
+from fxcompress.verify import flat_inputs
+from fxcompress.writeback.evidence import integers
+
+_ATTENTION = aten.scaled_dot_product_attention.default
+_PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.mm.default}
+_FACTORS = {aten.mul.Tensor: 1, aten.mul.Scalar: 1, aten.div.Tensor: -1, aten.div.Scalar: -1}
+_THROUGH = {
+    aten.cat.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.expand.default,
+    aten.flatten.using_ints,
+    aten.neg.default,
+    aten.permute.default,
+    aten.reshape.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.split_with_sizes.default,
+    aten.squeeze.dim,
+    aten.sub.Tensor,
+    aten.add.Tensor,
+    aten.to.dtype,
+    aten.transpose.int,
+    aten.unbind.int,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+    aten.view.default,
+    operator.getitem,
+}
+_ANCHORS: dict[Any, tuple[tuple[int, int], ...]] = {
+    aten.linear.default: ((1, 0), (2, 0)),
+    aten.addmm.default: ((2, 1), (0, 0)),
+    aten.layer_norm.default: ((2, 0), (3, 0)),
+    aten.rms_norm.default: ((2, 0),),
+}
+"""Where the queries can be scaled: arguments that hold parameters, with the axis of the features."""
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A value of the class's graph that must be multiplied by `ratio` for the class to be right."""
+
+    value: fx.Node
+    ratio: float
+
+
+def rescale_queries(
+    model: nn.Module, found: CapturedModule, wanted: CapturedModule, args: Any, kwargs: Any
+) -> bool:
+    """Multiply the weights of queries where `found` scales attention otherwise than `wanted`.
+
+    Args:
+        model: The candidate; its parameters are changed if that can make it right.
+        found: The canonical graph of `model`.
+        wanted: The smaller graph. Only the scales may differ.
+        args: Inputs by position, for finding which features are queries.
+        kwargs: Inputs by name.
+
+    Returns:
+        Whether anything was changed.
+    """
+    sites = _sites(found, wanted)
+    if not sites:
+        return False
+    anchors = {site: _anchor(site.value) for site in sites}
+    if None in anchors.values():
+        return False
+    masks = _features(found, anchors, args, kwargs)  # type: ignore[arg-type]
+    if masks is None:
+        return False
+    done: dict[tuple[str, int], float] = {}
+    for site, anchor in anchors.items():
+        assert anchor is not None
+        for position, axis in _ANCHORS[anchor.target]:
+            _scale(model, anchor, position, axis, masks[site], site.ratio, done)
+    return True
+
+
+def _sites(found: CapturedModule, wanted: CapturedModule) -> list[_Site]:
+    """Where a number differs, all else being equal; empty if anything else does."""
+    twins = {node.name: node for node in wanted.graph.nodes}
+    sites: list[_Site] = []
+    for node in found.graph.nodes:
+        if node.op != "call_function":
+            continue
+        twin = twins.get(node.name)
+        if twin is None or twin.target != node.target or _integers(node) != _integers(twin):
+            return []
+        if node.target is _ATTENTION:
+            ratio = twin.kwargs["scale"] / node.kwargs["scale"]
+        elif node.target in _FACTORS and isinstance(node.args[1], float):
+            ratio = (twin.args[1] / node.args[1]) ** _FACTORS[node.target]
+        else:
+            continue
+        if abs(ratio - 1) > 1e-12:
+            sites.append(_Site(node.args[0], ratio))
+    return sites
+
+
+def _integers(node: fx.Node) -> list[Any]:
+    return list(integers((node.args, node.kwargs)))
+
+
+def _anchor(value: fx.Node) -> fx.Node | None:
+    """The one layer whose output `value` is a multiple of, in every element."""
+    anchors: set[fx.Node] = set()
+    stack, seen = [value], set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.target in _ANCHORS:
+            anchors.add(node)
+        elif node.target in _PRODUCTS:
+            stack.append(node.args[0])  # type: ignore[arg-type]
+        elif node.target in _FACTORS:
+            operands = [operand for operand in node.all_input_nodes if _depends_on_layer(operand)]
+            if len(operands) != 1:
+                return None
+            stack += operands
+        elif node.target in _THROUGH:
+            stack += node.all_input_nodes
+        else:
+            return None
+    return anchors.pop() if len(anchors) == 1 else None
+
+
+def _depends_on_layer(node: fx.Node) -> bool:
+    stack, seen = [node], set()
+    while stack:
+        current = stack.pop()
+        if current in _ANCHORS or (
+            isinstance(current.target, OpOverload) and current.target in _ANCHORS
+        ):
+            return True
+        if current not in seen:
+            seen.add(current)
+            stack += current.all_input_nodes
+    return False
+
+
+def _features(
+    found: CapturedModule, anchors: dict[_Site, fx.Node], args: Any, kwargs: Any
+) -> dict[_Site, Tensor] | None:
+    """For each site the features of its layer that reach it; None if one of them also reaches anything else."""
+    runner = _Watching(found, set(anchors.values()), {site.value for site in anchors})
+    with torch.enable_grad():
+        flat = flat_inputs(found, args, kwargs)
+        outputs = runner.run(*flat, enable_io_processing=False)
+        masks = {
+            site: _reached(runner.values[site.value], runner.layers[a])
+            for site, a in anchors.items()
+        }
+        leaves = [out for out in outputs if isinstance(out, Tensor) and out.requires_grad]
+        for site, anchor in anchors.items():
+            for out in leaves:
+                if bool((_reached(out, runner.layers[anchor]) & masks[site]).any()):
+                    return None
+    return masks
+
+
+class _Watching(fx.Interpreter):
+    """Runs a graph with a gradient from its layers, and cuts that gradient behind the sites."""
+
+    def __init__(self, module: CapturedModule, layers: set[fx.Node], sites: set[fx.Node]) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.watched = layers
+        self.sites = sites
+        self.layers: dict[fx.Node, Tensor] = {}
+        self.values: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.watched:
+            value = self.layers[n] = value.detach().requires_grad_()
+        if n in self.sites:
+            self.values[n] = value
+            value = value.detach()
+        return value
+
+
+def _reached(value: Tensor, layer: Tensor) -> Tensor:
+    """The features (last axis) of `layer` on which `value` depends."""
+    weights = torch.rand_like(value) + 0.5
+    (grad,) = torch.autograd.grad(
+        (value * weights).sum(), layer, retain_graph=True, allow_unused=True
+    )
+    if grad is None:
+        return torch.zeros(layer.shape[-1], dtype=torch.bool, device=layer.device)
+    return grad.flatten(0, -2).ne(0).any(0)
+
+
+def _scale(
+    model: nn.Module,
+    anchor: fx.Node,
+    position: int,
+    axis: int,
+    mask: Tensor,
+    ratio: float,
+    done: dict[tuple[str, int], float],
+) -> None:
+    """Multiply the masked features of a parameter, once, however many sites ask for it."""
+    node = anchor.args[position] if position < len(anchor.args) else None
+    if not isinstance(node, fx.Node):
+        return
+    tensor = find_tensor(model, str(node.target))
+    assert tensor is not None
+    with torch.no_grad():
+        rows = tensor.movedim(axis, 0)
+        for index in mask.nonzero().flatten().tolist():
+            if (str(node.target), index) not in done:
+                rows[index] *= ratio
+                done[str(node.target), index] = ratio
+
+
+def differences(found: CapturedModule, wanted: CapturedModule) -> Iterator[tuple[fx.Node, str]]:
+    """The nodes of `found` that are called otherwise in `wanted`, and how."""
+    twins = {node.name: node for node in wanted.graph.nodes}
+    for node in found.graph.nodes:
+        twin = twins.get(node.name)
+        if node.op != "call_function" or twin is None:
+            continue
+        if twin.target != node.target:
+            yield node, f"it calls {node.target} where the graph calls {twin.target}"
+        elif (node.args, node.kwargs) != (twin.args, twin.kwargs):
+            mine, theirs = dict(_numbers(node)), dict(_numbers(twin))
+            changed = [k for k in mine if k in theirs and mine[k] != theirs[k]]
+            if changed:
+                has = ", ".join(str(mine[key]) for key in changed)
+                needs = ", ".join(str(theirs[key]) for key in changed)
+                yield node, f"it calls {node.target} with {has} where the graph has {needs}"
+
+
+def _numbers(node: fx.Node) -> Iterator[tuple[tuple[Any, ...], float]]:
+    yield from integers((node.args, node.kwargs))
+    for index, value in enumerate(node.args):
+        if isinstance(value, float):
+            yield (0, index), value
+    for key, value in node.kwargs.items():
+        if isinstance(value, float):
+            yield (1, key), value

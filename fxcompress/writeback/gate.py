@@ -1,0 +1,137 @@
+"""The numeric gate: a model of the user's class against the graph, at the example inputs and at another batch size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxcompress.graph import CapturedModule, clone_graph, dynamic_dims, is_tensor
+from fxcompress.verify import TOLERANCE, distance
+from fxcompress.writeback.transplant import named_tensors
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison found.
+
+    Attributes:
+        error: The largest relative difference; infinite where shapes differ or the model does not
+            run.
+        tolerance: What passes.
+        failure: What the model raised, if it did.
+    """
+
+    error: float
+    tolerance: float
+    failure: Exception | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model computes what the graph does."""
+        return self.failure is None and self.error <= self.tolerance
+
+    @property
+    def near(self) -> bool:
+        """Whether at least every output has its shape."""
+        return self.failure is None and self.error < float("inf")
+
+
+class Gate:
+    """Holds what the graph gives, so that several candidates can be measured against it."""
+
+    def __init__(
+        self, graph: CapturedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        self.graph = clone_graph(graph).eval()
+        self.graph.recompile()
+        self.inputs = [(args, dict(kwargs)), *_other_sizes(graph, args, dict(kwargs))]
+        self.references = [_run(self.graph, given) for given in self.inputs]
+        self.tolerance = TOLERANCE.get(_dtype(graph), TOLERANCE[torch.float32])
+
+    def measure(self, model: nn.Module) -> Verdict:
+        """Compare `model`, in evaluation mode, with the graph."""
+        worst = 0.0
+        for given, reference in zip(self.inputs, self.references, strict=True):
+            try:
+                found = _run(model, given)
+                error, finite = distance(found, reference)
+            except Exception as failure:  # a class that cannot hold the sizes fails in its own way
+                return Verdict(float("inf"), self.tolerance, failure)
+            worst = max(worst, error if finite else float("inf"))
+        if self.tolerance < worst < 1e-2 and _dtype(self.graph) == torch.float32:
+            return self._measure_in_double(model)
+        return Verdict(worst, self.tolerance)
+
+    def _measure_in_double(self, model: nn.Module) -> Verdict:
+        """Deep nets can be at the end of single precision; double tells rounding from a fault."""
+        graph, twin = copy.deepcopy(self.graph).double(), copy.deepcopy(model).double()
+        worst = 0.0
+        for given in self.inputs:
+            exact = pytree.tree_map_only(
+                Tensor, lambda t: t.double() if t.is_floating_point() else t, given
+            )
+            try:
+                error, finite = distance(_run(twin, exact), _run(graph, exact))
+            except Exception as failure:  # a class may insist on its own dtype
+                return Verdict(float("inf"), self.tolerance, failure)
+            worst = max(worst, error if finite else float("inf"))
+        return Verdict(worst, self.tolerance)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, without calling the `train` of the user's class."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _run(model: nn.Module, given: Inputs) -> Any:
+    device = next((tensor.device for tensor in named_tensors(model).values()), None)
+    # Copies: a model may write to its inputs.
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone().to(device), given)
+    with torch.no_grad():
+        if isinstance(model, CapturedModule):
+            return model(*args, **kwargs)
+        with evaluating(model):
+            return model(*args, **kwargs)
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    floating = (t.dtype for t in module.parameters() if t.is_floating_point())
+    return next(floating, torch.float32)
+
+
+def _other_sizes(
+    graph: CapturedModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[Inputs]:
+    """The inputs with one index more on every free axis."""
+    nodes = (node for node in graph.graph.nodes if node.op == "placeholder")
+    free = iter([dynamic_dims(node) for node in nodes if is_tensor(node)])
+
+    def larger(value: Tensor) -> Tensor:
+        for dim in next(free):
+            index = torch.arange(value.shape[dim] + 1, device=value.device) % value.shape[dim]
+            value = value.index_select(dim, index)
+        return value
+
+    if any(
+        dynamic_dims(node)
+        for node in graph.graph.nodes
+        if node.op == "placeholder" and is_tensor(node)
+    ):
+        yield pytree.tree_map_only(Tensor, larger, (args, kwargs))

@@ -1,0 +1,37 @@
+"""Which attributes a forward reads: only those can decide whether a model computes the right thing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcompress.writeback.gate import evaluating
+
+
+def attributes_read(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> frozenset[tuple[str, str]]:
+    """The (module path, attribute) pairs that ``model(*args, **kwargs)`` reads. The model is not changed."""
+    twin = copy.deepcopy(model)
+    found: set[tuple[str, str]] = set()
+    for path, module in list(twin.named_modules()):
+        module.__class__ = _listening(type(module), path, found)
+    with torch.no_grad(), evaluating(twin):
+        twin(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
+    return frozenset(found)
+
+
+def _listening(cls: type[nn.Module], path: str, found: set[tuple[str, str]]) -> type[nn.Module]:
+    """A subclass that notes what is read."""
+
+    def noting(self: nn.Module, name: str) -> Any:
+        found.add((path, name))
+        return super(subclass, self).__getattribute__(name)
+
+    names = {"__getattribute__": noting, "__module__": cls.__module__}
+    subclass = type(cls.__name__, (cls,), names)
+    return subclass

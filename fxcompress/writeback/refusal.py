@@ -1,0 +1,122 @@
+"""Why a class cannot hold the smaller parameters, in words: the line, the module, the attribute."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcompress.canonicalize import canonicalize
+from fxcompress.capture import DynamicSpec, capture
+from fxcompress.errors import CaptureError
+from fxcompress.graph import CapturedModule
+from fxcompress.writeback.attention import differences
+from fxcompress.writeback.evidence import Evidence, module_path
+from fxcompress.writeback.gate import Verdict, evaluating
+
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+_WAY_OUT = (
+    "the graph itself is right and remains available as program.module; or exclude the layers in question "
+    "from pruning (exclude=[...]), or make the line follow the shapes"
+)
+
+
+def explain(
+    result: nn.Module,
+    verdict: Verdict,
+    wanted: CapturedModule,
+    evidence: Evidence,
+    given: Any,
+    dynamic: DynamicSpec,
+) -> str:
+    """The message for a candidate that did not pass the gate."""
+    name = type(result).__name__
+    if verdict.failure is not None:
+        path = _failing_module(result, given)
+        lines = [f"{name} does not run with the smaller parameters: {_first_line(verdict.failure)}"]
+        lines += [f"  at {line}" for line in _user_lines(verdict.failure)]
+    else:
+        path, reason = _first_difference(result, wanted, given, dynamic)
+        lines = [
+            f"{name} runs with the smaller parameters but gives other numbers than the graph: relative error "
+            f"{verdict.error:.2g}, allowed {verdict.tolerance:.2g}",
+            *reason,
+        ]
+    if path is not None:
+        module = result.get_submodule(path)
+        lines.append(
+            f"  in the module '{path}' ({type(module).__name__})" if path else f"  in {name} itself"
+        )
+        lines += [f"  {words}" for words in _conflicts(module, path, evidence)]
+    return "\n".join([*lines, f"  {_WAY_OUT}"])
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _user_lines(error: Exception) -> Iterator[str]:
+    """The innermost line of the traceback outside torch and this package."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(_LIBRARIES):
+            yield f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+            return
+
+
+def _failing_module(result: nn.Module, given: Any) -> str | None:
+    """The innermost module of a class of the user's in whose forward the exception was raised."""
+    running: list[str] = []
+    hooks = []
+    for path, module in result.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, path=path: running.append(path)))
+        hooks.append(module.register_forward_hook(lambda *_: running.pop() and None))
+    try:
+        with torch.no_grad(), evaluating(result):
+            result(*given[0], **given[1])
+    except Exception:  # the same failure as before; now it is known where
+        return running[-1] if running else None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None
+
+
+def _first_difference(
+    result: nn.Module, wanted: CapturedModule, given: Any, dynamic: DynamicSpec
+) -> tuple[str | None, list[str]]:
+    """Where the class's graph first departs from the one it should have."""
+    try:
+        found = canonicalize(capture(result, *given, dynamic).module)
+    except CaptureError:
+        return None, []
+    for node, words in differences(found, wanted):
+        return module_path(node), [f"  {words}", *(f"  at {line}" for line in _lines_of(node))]
+    return None, []
+
+
+def _lines_of(node: fx.Node) -> Iterator[str]:
+    """The user's line that made the node."""
+    lines = str(node.meta.get("stack_trace", "")).strip().splitlines()
+    for position in range(len(lines) - 1, -1, -1):
+        line = lines[position].strip()
+        if line.startswith("File ") and not any(library in line for library in _LIBRARIES):
+            code = lines[position + 1].strip() if position + 1 < len(lines) else ""
+            yield f"{line.removeprefix('File ')}: {code}"
+            return
+
+
+def _conflicts(module: nn.Module, path: str, evidence: Evidence) -> Iterator[str]:
+    """Attributes of this module for which its own operations ask for several values at once."""
+    findings = [f for f in evidence.get(path, {}).values() if f.rank == 0 and f.node]
+    for name, value in vars(module).items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 2:
+            continue
+        asked = {f.new: f.node for f in findings if f.old == value}
+        if len(asked) > 1 and set(asked) != {value}:
+            wishes = ", ".join(f"{new} (at {node})" for new, node in sorted(asked.items()))
+            yield f"its attribute '{name}' was {value}, and the graph asks for {wishes}: one number cannot be all"

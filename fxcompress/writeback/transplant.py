@@ -1,0 +1,89 @@
+"""Put the smaller tensors into a copy of the user's model, under the names they have there."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from fxcompress.errors import WriteBackError
+from fxcompress.graph import CapturedModule, find_tensor
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by every name they have."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def transplant(small: CapturedModule, original: nn.Module, dense: CapturedModule) -> nn.Module:
+    """A copy of `original` that holds copies of the tensors of `small`; its attributes are still the old ones.
+
+    Tensors that share keep sharing. A constant that only the graph has is left to the class, which
+    computes it.
+
+    Args:
+        small: The smaller graph.
+        original: The model it was made of; not changed.
+        dense: The canonical graph of `original`.
+
+    Raises:
+        WriteBackError: The graph holds a tensor for which the class has no place.
+    """
+    result = copy.deepcopy(original)
+    places = named_tensors(result)
+    computed = named_tensors(dense).keys() - places.keys()
+    copies: dict[int, Tensor] = {}
+    for name, tensor in named_tensors(small).items():
+        owner, leaf = _owner(result, name)
+        if owner is None or not (name in places or _is_open(owner, leaf)):
+            if name not in computed:
+                raise WriteBackError(
+                    f"{type(original).__name__} has no place for '{name}' {list(tensor.shape)}, which the "
+                    "smaller graph holds; give the model that was compiled, or use program.module"
+                )
+            continue
+        if id(tensor) not in copies:
+            copies[id(tensor)] = _like(tensor, places.get(name))
+        setattr(owner, leaf, copies[id(tensor)])
+    return result
+
+
+def drop_unread(result: nn.Module, small: CapturedModule, dense: CapturedModule) -> None:
+    """Replace by nothing each normalisation that the dense graph had and the smaller one was rid of."""
+    read = _names_read(dense) - _names_read(small)
+    for name in read:
+        path, _, leaf = name.rpartition(".")
+        if leaf == "running_mean" and path:
+            parent, _, child = path.rpartition(".")
+            setattr(result.get_submodule(parent), child, nn.Identity())
+
+
+def _names_read(module: CapturedModule) -> set[str]:
+    return {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module | None, str]:
+    path, _, leaf = name.rpartition(".")
+    try:
+        return model.get_submodule(path), leaf
+    except AttributeError:
+        return None, leaf
+
+
+def _is_open(owner: nn.Module, leaf: str) -> bool:
+    """Whether the module has declared this parameter and left it empty, as for ``bias=False``, or keeps a plain tensor."""
+    return leaf in owner._parameters or find_tensor(owner, leaf) is not None
+
+
+def _like(tensor: Tensor, place: Tensor | None) -> Tensor:
+    """A copy of `tensor` on the device and with the kind of the tensor whose place it takes."""
+    twin = tensor.detach().clone()
+    if place is not None:
+        twin = twin.to(place.device)
+    if isinstance(tensor, nn.Parameter):
+        requires_grad = place.requires_grad if place is not None else tensor.requires_grad
+        return nn.Parameter(twin, requires_grad=requires_grad)
+    return twin
