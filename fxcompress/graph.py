@@ -73,7 +73,11 @@ class CapturedModule(fx.GraphModule):
     """A captured model: ATen nodes, the model's own parameter names, called like the model."""
 
     def train(self, mode: bool = True) -> Self:
-        """Switch normalisation and dropout nodes to training, or to evaluation."""
+        """Switch normalisation and dropout nodes to training, or to evaluation.
+
+        What a model's own code decided by its mode is as it was in evaluation; that includes the
+        dropout inside ``scaled_dot_product_attention``.
+        """
         super().train(mode)
         changed = [_set_mode(node, mode) for node in self.graph.nodes]
         if any(changed):

@@ -412,6 +412,52 @@ def test_a_dynamic_axis_needs_an_example_of_two() -> None:
         capture(nn.Linear(4, 4), (torch.ones(2, 1, 4),), dynamic={0: {1: "length"}})
 
 
+def _tiny_llama() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=30,
+    )
+    model: nn.Module = transformers.LlamaForCausalLM(config).eval()
+    return model
+
+
+def test_outputs_of_transformers_keep_their_class_and_their_cache() -> None:
+    model, tokens = _tiny_llama(), torch.arange(5).unsqueeze(0)
+    captured = capture(model, (), {"input_ids": tokens, "use_cache": True})
+    inputs = {"input_ids": torch.arange(15).view(3, 5), "use_cache": True}
+    expected, got = model(**inputs), captured.module(**inputs)
+    assert type(got) is type(expected)
+    assert_same(got.logits, expected.logits)
+    assert type(got.past_key_values) is type(expected.past_key_values)
+    for mine, theirs in zip(got.past_key_values, expected.past_key_values, strict=True):
+        assert_same(mine, theirs)
+
+
+def test_two_axes_are_free_at_once() -> None:
+    model, tokens = _tiny_llama(), torch.arange(5).unsqueeze(0)
+    axes = {0: "batch", 1: "length"}
+    captured = capture(model, (), {"input_ids": tokens}, dynamic={"input_ids": axes})
+    assert captured.dynamic == (axes,)
+    longer = torch.arange(27).view(3, 9)
+    assert_same(captured.module(input_ids=longer).logits, model(input_ids=longer).logits)
+
+
+def test_attention_is_captured_in_parts_also_where_torch_would_fuse_it() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).requires_grad_(False)
+    before = torch.backends.mha.get_fastpath_enabled()
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        module = capture(model, (x,)).module
+    assert torch.backends.mha.get_fastpath_enabled() is before
+    assert not any("_transformer_encoder" in str(node.target) for node in module.graph.nodes)
+    assert any(node.target is aten.layer_norm.default for node in module.graph.nodes)
+
+
 def test_a_refused_model_is_left_in_its_mode() -> None:
     model = Deciding().train()
     with pytest.raises(CaptureError):
