@@ -1,8 +1,8 @@
 """fxcompress: a compiler for model compression.
 
-`compile` captures a PyTorch model, finds the channels that move together, runs passes that remove, merge or mask them, proves each
-result and gives back a smaller model of the same interface. Passes are in `fxcompress.passes`, ONNX and runtimes in
-`fxcompress.export`.
+`compile` captures a PyTorch model, finds the channels that move together, runs passes that remove,
+merge or mask them, proves each result and gives back a smaller model of the same interface. Passes
+are in `fxcompress.passes`, ONNX and runtimes in `fxcompress.export`.
 """
 
 from fxcompress import export, passes
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 
 
 def explain(program: Program, first: str, second: str | None = None) -> str:
-    """Why the axes of two parameters move together, as the chain of operations that ties them; or the groups that hold one.
+    """Why two parameters move together, as the chain of operations that ties them.
 
     Args:
         program: A compiled program.

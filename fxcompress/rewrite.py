@@ -33,6 +33,7 @@ from fxcompress.rules.context import read
 from fxcompress.validate import check_plan
 
 Kept = Mapping[str, tuple[Tensor | None, ...]]
+Names = Mapping[str, list[str]]
 REPARAMETRIZED = "reparametrized"
 
 
@@ -59,11 +60,12 @@ def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten
     """
     check_plan(module, coupling, plan)
     new = clone_graph(module)
+    names = _names(new)
     projects = [edit for edit in plan.edits if isinstance(edit, Project)]
-    kept = _project(new, coupling, projects) if projects else {}
+    kept = _project(new, names, coupling, projects) if projects else {}
     for edit in plan.edits:
         if isinstance(edit, Replace):
-            _store(new, edit.parameter, edit.value)
+            _store(new, names, edit.parameter, edit.value)
         elif isinstance(edit, Reparametrize):
             _reparametrize(new, edit)
     new.graph.lint()
@@ -74,12 +76,14 @@ def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten
 # ---- projections
 
 
-def _project(new: CapturedModule, coupling: Coupling, projects: list[Project]) -> Kept:
+def _project(
+    new: CapturedModule, names: Names, coupling: Coupling, projects: list[Project]
+) -> Kept:
     encoders = {edit.group.factor: edit.encoder for edit in projects}
     decoders = {edit.group.factor: edit.decoder for edit in projects}
     for edit in projects:
         if edit.shift is not None:
-            _shift_consumers(new, coupling, edit)
+            _shift_consumers(new, names, coupling, edit)
     kept: dict[str, tuple[Tensor | None, ...]] = {}
     for name, axes in coupling.parameters.items():
         if any(leaf in encoders for expr in axes for leaf in leaves(expr)):
@@ -87,7 +91,7 @@ def _project(new: CapturedModule, coupling: Coupling, projects: list[Project]) -
             old = find_tensor(new, name)
             assert old is not None
             with torch.no_grad():
-                _store(new, name, transform(old.detach(), axes, choices))
+                _store(new, names, name, transform(old.detach(), axes, choices))
             kept[name] = tuple(_kept_on(expr, own) for expr, own in zip(axes, choices, strict=True))
     widths = {factor: choice.width for factor, choice in encoders.items()}
     _mend(new, coupling, widths)
@@ -117,21 +121,25 @@ def _kept_on(expr: Expr, own: Choices) -> Tensor | None:
     return None
 
 
-def _store(module: CapturedModule, name: str, value: Tensor) -> None:
+def _store(module: CapturedModule, names: Names, name: str, value: Tensor) -> None:
     """Put `value` in the place of a parameter or buffer, under every name it has."""
     old = find_tensor(module, name)
     assert old is not None
-    names = [other for other, tensor in _tensors(module) if tensor is old]
     new: Tensor = value.to(old.dtype)
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
-    for other in names:
+    for other in names[name]:
         set_tensor(module, other, new, persistent=_persistent(module, other))
 
 
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+def _names(module: nn.Module) -> Names:
+    """For each parameter and buffer, every name it has."""
     parameters = list(module.named_parameters(remove_duplicate=False))
-    return [*parameters, *module.named_buffers(remove_duplicate=False)]
+    named = [*parameters, *module.named_buffers(remove_duplicate=False)]
+    shared: dict[int, list[str]] = {}
+    for name, tensor in named:
+        shared.setdefault(id(tensor), []).append(name)
+    return {name: shared[id(tensor)] for name, tensor in named}
 
 
 def _persistent(module: nn.Module, name: str) -> bool:
@@ -213,7 +221,7 @@ def _write(node: fx.Node, path: tuple[int | str, ...], value: int) -> None:
 # ---- shifts and reparametrisations
 
 
-def _shift_consumers(new: CapturedModule, coupling: Coupling, edit: Project) -> None:
+def _shift_consumers(new: CapturedModule, names: Names, coupling: Coupling, edit: Project) -> None:
     """Add V·shift to the bias of every linear map that consumes the units."""
     factor = edit.group.factor
     assert edit.shift is not None
@@ -231,15 +239,15 @@ def _shift_consumers(new: CapturedModule, coupling: Coupling, edit: Project) -> 
         assert old is not None
         choices = [{factor: one} if dim in contracted else {} for dim in range(len(axes))]
         moved = transform(old.detach(), axes, choices).flatten(1).sum(1)
-        _add_bias(new, node, name, moved)
+        _add_bias(new, names, node, name, moved)
 
 
-def _add_bias(new: CapturedModule, node: fx.Node, weight: str, value: Tensor) -> None:
+def _add_bias(new: CapturedModule, names: Names, node: fx.Node, weight: str, value: Tensor) -> None:
     bias = node.args[2] if len(node.args) > 2 else None
     if isinstance(bias, fx.Node):
         old = find_tensor(new, str(bias.target))
         assert old is not None
-        _store(new, str(bias.target), old.detach() + value)
+        _store(new, names, str(bias.target), old.detach() + value)
         return
     name = weight.rpartition(".")[0] + ".bias"
     set_tensor(new, name, nn.Parameter(value))

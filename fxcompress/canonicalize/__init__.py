@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from fxcompress.canonicalize.constants import fold_constants
 from fxcompress.canonicalize.fused import separate_fused_axes
+from fxcompress.canonicalize.order import sink_parameters
 from fxcompress.canonicalize.spelling import (
     drop_aliases,
     pin_attention_scale,
@@ -29,6 +30,7 @@ REWRITES: tuple[Rewrite, ...] = (
     separate_fused_axes,
     spell_out_integer_rsub,
     pin_attention_scale,
+    sink_parameters,
 )
 
 
