@@ -20,6 +20,7 @@ from fxcompress.groups import Analysis, ChannelGroup
 from fxcompress.plan import Plan
 from fxcompress.report import Report
 from fxcompress.task import Task
+from fxcompress.writeback import write_back
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -110,8 +111,6 @@ class Program:
             WriteBackError: The class cannot hold the result; the message says which attribute or
                 line prevents it.
         """
-        from fxcompress.writeback import write_back
-
         return write_back(self.finalize().module, model, self.args, self.kwargs)
 
     def save(self, path: str | Path) -> None:

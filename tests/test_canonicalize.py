@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from fxcompress.canonicalize import REWRITES, Rewrite, apply, canonicalize
 from fxcompress.canonicalize.constants import fold_constants
 from fxcompress.canonicalize.fused import separate_fused_axes
+from fxcompress.canonicalize.order import sink_parameters
 from fxcompress.canonicalize.spelling import (
     drop_aliases,
     pin_attention_scale,
@@ -401,3 +402,13 @@ def test_a_module_changed_by_a_pass_is_refused() -> None:
         node.meta["val"] = TensorMeta((2, 4), torch.float32)
     with pytest.raises(FxCompressError, match="before any pass"):
         canonicalize(module)
+
+
+def test_parameters_are_read_where_they_are_used() -> None:
+    model, args, kwargs = build("mlp")
+    module = capture(model, args, kwargs).module
+    sunk = canonicalize(module)
+    order = [node.op for node in sunk.graph.nodes if node.op in ("get_attr", "call_function")]
+    assert order[: order.index("call_function")] == ["get_attr"] * 2
+    assert sink_parameters(sunk) == 0
+    assert torch.equal(sunk(*args), module(*args))

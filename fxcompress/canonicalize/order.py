@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from fxcompress.graph import CapturedModule
 
 
@@ -17,7 +19,15 @@ def sink_parameters(module: CapturedModule) -> int:
         if node.op != "get_attr" or not node.users:
             continue
         first = min(node.users, key=place.__getitem__)
-        if node.next is not first:
+        if _after_parameters(node) is not first:
             first.prepend(node)
             moved += 1
     return moved
+
+
+def _after_parameters(node: fx.Node) -> fx.Node:
+    """The first node behind `node` that reads no parameter."""
+    node = node.next
+    while node.op == "get_attr":
+        node = node.next
+    return node
