@@ -80,7 +80,9 @@ class Magnitude(Recipe):
         # Where several axes hold the units, in different roles, only this one is meant.
         axes = tuple(expr if dim == site.dim else UNIT for dim, expr in enumerate(axes))
         rows = unit_rows(tensor.detach(), axes, group.factor, group.over)
-        return rows.to(torch.float64).abs().pow(self.p).sum(-1)
+        if rows.dtype in (torch.float16, torch.bfloat16):
+            rows = rows.float()  # squares of small weights underflow
+        return (rows.abs() if self.p == 1 else rows.square()).sum(-1, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from fxcompress.budget import Recipe, check_globs, matches, names_of
+from fxcompress.budget import Globs, Recipe, check_globs, matches, names_of
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor, parameter_of
 from fxcompress.plan import Plan, Reparametrize, Replace
@@ -49,8 +49,8 @@ class NMSparsity(Recipe):
     n: int = 2
     m: int = 4
     trainable: bool = False
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: Globs = ()
+    exclude: Globs = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fxcompress.budget.allocation import Allocation, by_budget, by_ratio
-from fxcompress.budget.options import Budget, Limits, Recipe, Sizing
+from fxcompress.budget.options import Budget, Globs, Limits, Recipe, Sizing
 from fxcompress.budget.rounding import TARGETS
 from fxcompress.budget.scope import Scope, check_globs, matches, names_of, scope_of
 
@@ -11,6 +11,7 @@ __all__ = [
     "TARGETS",
     "Allocation",
     "Budget",
+    "Globs",
     "Limits",
     "Recipe",
     "Scope",

@@ -6,6 +6,7 @@ must look the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
@@ -80,8 +81,11 @@ def find_families(scope: Scope, limits: Limits) -> tuple[tuple[Family, ...], tup
 def _looks(group: ChannelGroup) -> object:
     """Equal for groups that differ only in the numbers of their blocks."""
     layer, colon, rest = group.name.partition(":")
-    layer = ".".join("#" if part.isdigit() else part for part in layer.split("."))
-    return layer + colon + rest, group.kind, group.units, group.cells, group.span
+    *blocks, last = layer.split(".")
+    blocks = [re.sub(r"\d+$", "#", block) for block in blocks]
+    # The number in "conv1" tells layers of a block apart; that in "layers.1" tells the block.
+    path = ".".join([*blocks, "#" if last.isdigit() else last])
+    return path + colon + rest, group.kind, group.units, group.cells, group.span
 
 
 def _floor(group: ChannelGroup, limits: Limits) -> int:

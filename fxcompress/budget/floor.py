@@ -29,9 +29,9 @@ def unreachable(
             words.append(
                 f"{name}={asked} is below the floor of {share:.4f} ({getattr(floor, name):,} of "
                 f"{getattr(dense, name):,}); ask for {name}={ceil(share * 1e4) / 1e4} or more. "
-                f"What stays: {_holders(name, scope, cost, least, floor, dense)}"
+                f"It is held by {_holders(name, scope, cost, least, floor, dense)}"
             )
-    return BudgetError(". ".join(words) + _tight(limits))
+    return BudgetError("; ".join(words) + _tight(limits))
 
 
 def _holders(
@@ -67,4 +67,4 @@ def _tight(limits: Limits) -> str:
         words.append(f"min_units={limits.min_units}")
     if limits.round_to not in (1, "none", "auto"):
         words.append(f"round_to={limits.round_to!r}")
-    return f". So does {', '.join(words)}" if words else ""
+    return f", and by {', '.join(words)}" if words else ""

@@ -10,6 +10,8 @@ from fxcompress.budget.rounding import multiple_of
 from fxcompress.errors import BudgetError
 
 Allocation = Literal["uniform", "global"]
+Globs = str | tuple[str, ...]
+"""Patterns of names; one alone may stand for a tuple of one."""
 QUANTITIES = ("flops", "params", "macs", "bytes")
 
 
@@ -46,8 +48,8 @@ class Limits(Recipe):
             same width.
     """
 
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: Globs = ()
+    exclude: Globs = ()
     exact_only: bool = False
     max_ratio: float = 1.0
     min_units: int = 1
@@ -162,8 +164,8 @@ class Sizing(Limits):
         return {each.name: getattr(self, each.name) for each in fields(Sizing)}
 
 
-def _globs(name: str, value: object) -> tuple[str, ...]:
-    patterns = (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
+def _globs(name: str, value: Globs) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) else tuple(value)
     for pattern in patterns:
         if not isinstance(pattern, str) or pattern.partition(":")[2] not in ("", "in", "out"):
             raise BudgetError(

@@ -117,9 +117,13 @@ def check_globs(patterns: Iterable[str], names: Iterable[str]) -> None:
     for pattern in patterns:
         glob = pattern.partition(":")[0]
         if not matches(glob, known):
-            layers = sorted({name.rpartition(".")[0] + ".*" for name in known if "." in name})
-            near = difflib.get_close_matches(glob, [*known, *layers], n=3, cutoff=0.4)
+            layers = {name[:at] + ".*" for name in known for at in _dots(name)}
+            near = difflib.get_close_matches(glob, [*known, *sorted(layers)], n=3, cutoff=0.4)
             hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
             raise BudgetError(
                 f"no parameter or buffer is called {pattern!r}{hint}. Globs match whole names"
             )
+
+
+def _dots(name: str) -> list[int]:
+    return [place for place, letter in enumerate(name) if letter == "."]
