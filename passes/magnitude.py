@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fxcompress.axes import UNIT
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
@@ -76,13 +75,17 @@ class Magnitude(Recipe):
     def _power(self, program: Program, group: ChannelGroup, site: Site) -> Tensor:
         tensor = find_tensor(program.module, site.parameter)
         assert tensor is not None
-        axes = program.analysis.axes(site.parameter)
-        # Where several axes hold the units, in different roles, only this one is meant.
-        axes = tuple(expr if dim == site.dim else UNIT for dim, expr in enumerate(axes))
-        rows = unit_rows(tensor.detach(), axes, group.factor, group.over)
-        if rows.dtype in (torch.float16, torch.bfloat16):
-            rows = rows.float()  # squares of small weights underflow
-        return (rows.abs() if self.p == 1 else rows.square()).sum(-1, dtype=torch.float64)
+        expr = program.analysis.axes(site.parameter)[site.dim]
+        places = self._places(tensor.detach(), site.dim)
+        return unit_rows(places, (expr,), group.factor, group.over).sum(-1)
+
+    def _places(self, tensor: Tensor, dim: int) -> Tensor:
+        """Σ|w|ᵖ over all axes but one, at each place of that."""
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            tensor = tensor.float()  # squares of small weights underflow
+        others = [other for other in range(tensor.dim()) if other != dim]
+        norm = torch.linalg.vector_norm(tensor, self.p, dim=others) if others else tensor.abs()
+        return norm.to(torch.float64).pow(self.p)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
