@@ -23,8 +23,8 @@ from fxcompress.axes import Axes, Concat, Edge, Expr, Factor, Product, leaves
 from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule, dynamic_dims, is_tensor, parameter_of, shape_of
 from fxcompress.rules import Binding, Claim, Context, Role, Work, rule_for
-from fxcompress.rules.index import unknown
-from fxcompress.rules.pointwise import may_be_nonzero, pointwise
+from fxcompress.rules.create import unknown
+from fxcompress.rules.pointwise import pointwise
 from fxcompress.rules.registry import is_pointwise, name_of
 
 Facts = Mapping[Factor, tuple[str, ...]]
@@ -179,8 +179,7 @@ def _call(ctx: Context, node: fx.Node) -> None:
     sources = [ctx.sources.get(operand) for operand in operands]
     if sources and all(sources):
         ctx.sources[node] = frozenset().union(*(source for source in sources if source))
-    elif may_be_nonzero(ctx, node):
-        ctx.nonzero.add(node)
+    ctx.spread(node)
     _freeze_dynamic(ctx, node)
 
 

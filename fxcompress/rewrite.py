@@ -29,7 +29,7 @@ from fxcompress.graph import (
 from fxcompress.plan import Plan, Project, Reparametrize, Replace
 from fxcompress.projection import Choice, Choices, kept_indices, size_of, transform
 from fxcompress.rules import Binding
-from fxcompress.rules.context import read
+from fxcompress.rules.schema import read
 from fxcompress.validate import check_plan
 
 Kept = Mapping[str, tuple[Tensor | None, ...]]
@@ -68,6 +68,7 @@ def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten
             _store(new, names, edit.parameter, edit.value)
         elif isinstance(edit, Reparametrize):
             _reparametrize(new, edit)
+    absorb_neutral_norms(new, [e.parameter for e in plan.edits if isinstance(e, Replace)])
     new.graph.lint()
     new.recompile()
     return Rewritten(new, kept)

@@ -1,14 +1,33 @@
 """Op rules: how each ATen op relates the axes of its inputs and its output, one file a family.
 
-``context`` is what a rule works with, ``notation`` the one-line language most rules are written in, ``registry`` the table.
+``context`` is what a rule works with, ``notation`` the one-line language that most linear maps are
+written in, ``registry`` the table.
 """
 
-from fxcompress.rules import index, linear, norm, pieces, pointwise, reduce, shape
-from fxcompress.rules.context import Binding, Claim, Context, Role, RoleClaim, Work
+from fxcompress.rules import (
+    attention,
+    create,
+    cuts,
+    index,
+    linear,
+    norm,
+    pieces,
+    pointwise,
+    recurrent,
+    reduce,
+    shape,
+    windows,
+)
+from fxcompress.rules.claims import Binding, Claim, Role, RoleClaim, Work
+from fxcompress.rules.context import Context
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import RULES, axis_rule, name_of, rule_for
+from fxcompress.rules.schema import read
 
-FAMILIES = (index, linear, norm, pieces, pointwise, reduce, shape)
+FAMILIES = (
+    attention, create, cuts, index, linear, norm, pieces, pointwise, recurrent, reduce, shape,
+    windows,
+)  # fmt: skip
 """Importing a family fills the table."""
 
 __all__ = [
@@ -23,5 +42,6 @@ __all__ = [
     "Work",
     "axis_rule",
     "name_of",
+    "read",
     "rule_for",
 ]

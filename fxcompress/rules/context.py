@@ -1,75 +1,44 @@
 """What a rule works with: the axes of its operands, and the claims it makes about them.
 
-A rule is a function of a `Context` and a node that returns the axes of the node's output. On the way it may refine and unify
-factors (through `Context.space`) and record *claims*, which are settled into facts about factors once the whole graph is read.
+A rule is a function of a `Context` and a node that returns the axes of the node's output. On the
+way it may refine and unify factors (through `Context.space`) and record *claims*, which are settled
+into facts about factors once the whole graph is read.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import fx
-from torch._ops import OpOverload
-from torch.fx.node import Argument
 
-from fxcompress.axes import Axes, Expr, Space
+from fxcompress.axes import Axes, Expr, Factor, Space
 from fxcompress.graph import CapturedModule, dynamic_dims, shape_of
+from fxcompress.rules.claims import Binding, Claim, Role, RoleClaim, Work
+from fxcompress.rules.schema import Path, dims, packet_of, schema_of
 
-Role = Literal["produce", "contract", "affine", "statistic", "table"]
-Path = tuple[int | str, ...]
 Output = Axes | tuple[Axes, ...]
 Rule = Callable[["Context", fx.Node], Output]
 
 
-@dataclass(frozen=True)
-class Claim:
-    """`words` holds for every factor of `expr`, because of `node`."""
-
-    expr: Expr
-    node: str
-    words: str
-
-
-@dataclass(frozen=True)
-class RoleClaim:
-    """The factors of `expr` have `role` in each of `parameters`, on axis `dim` where that is known."""
-
-    expr: Expr
-    parameters: frozenset[str]
-    role: Role
-    dim: int | None
-
-
-@dataclass(frozen=True)
-class Binding:
-    """The integer at `path` of the arguments of `node` is the size of `expr`."""
-
-    node: str
-    path: Path
-    expr: Expr
-
-
-@dataclass(frozen=True)
-class Work:
-    """`node` does `coefficient` times the product of the sizes of `exprs` floating-point operations."""
-
-    node: str
-    coefficient: int
-    exprs: Axes
-
-
 @dataclass
 class Context:
-    """Axes of every node read so far, and the claims made about them."""
+    """Axes of every node read so far, and the claims made about them.
+
+    Attributes:
+        axes: The axes of each node, one tuple for each output.
+        sources: The parameters that a node is computed from, and from nothing else.
+        loud: The factors whose units may not be zero in a node although every parameter is masked
+            with zeros there.
+    """
 
     module: CapturedModule
     space: Space = field(default_factory=Space)
     axes: dict[fx.Node, Output] = field(default_factory=dict)
     sources: dict[fx.Node, frozenset[str]] = field(default_factory=dict)
-    nonzero: set[fx.Node] = field(default_factory=set)
+    loud: dict[fx.Node, frozenset[Factor]] = field(default_factory=dict)
     frozen: list[Claim] = field(default_factory=list)
     inexact: list[Claim] = field(default_factory=list)
     barriers: list[Claim] = field(default_factory=list)
@@ -84,7 +53,14 @@ class Context:
 
     def of(self, node: Any) -> Axes:
         """The axes of a node that yields one tensor."""
-        return tuple(self.space.resolve(expr) for expr in self.axes[node])  # type: ignore[arg-type]
+        (axes,) = self.each(node)
+        return axes
+
+    def each(self, node: Any) -> tuple[Axes, ...]:
+        """The axes of every tensor that a node yields."""
+        many = [axes for axes in self.axes[node] if isinstance(axes, tuple)]
+        single = tuple(expr for expr in self.axes[node] if not isinstance(expr, tuple))
+        return tuple(tuple(map(self.space.resolve, axes)) for axes in (many or [single]))
 
     def tensor(self, value: Any) -> bool:
         """Whether `value` is a node that yields one tensor."""
@@ -112,7 +88,7 @@ class Context:
         return tuple(self.fixed(size, node, words) for size in self.shape(node))
 
     def free(self, node: fx.Node, words: str) -> Axes:
-        """New axes of the shape of `node`, which may shrink where their size is no input's."""
+        """New axes of the shape of `node`, which may shrink where no input has their size."""
         dynamic = dynamic_dims(node)
         return tuple(
             self.fixed(size, node, words)
@@ -120,6 +96,39 @@ class Context:
             else self.space.fresh(size, f"{node.name}.{dim}")
             for dim, size in enumerate(self.shape(node))
         )
+
+    # ---- what masking parameters with zeros does not make zero
+
+    def factors(self, exprs: Iterable[Expr]) -> frozenset[Factor]:
+        """The factors of `exprs`, as refined by now."""
+        return frozenset(leaf for expr in exprs for leaf in self.space.leaves(expr))
+
+    def loudness(self, operand: Any) -> frozenset[Factor]:
+        """The factors whose masked units may not be zero in `operand`."""
+        return self.factors(self.loud.get(operand, ()))
+
+    def mark(self, node: fx.Node, exprs: Iterable[Expr]) -> None:
+        """Masked units of `exprs`, and of nothing else, may not be zero in `node`."""
+        self.loud[node] = self.factors(exprs)
+
+    def spread(self, node: fx.Node) -> None:
+        """Settle where `node` is not zero: as its operands are, where its rule did not say.
+
+        What an operation in place writes is also read through the tensors it is a view of.
+        """
+        if node not in self.loud:
+            self.mark(node, frozenset().union(*map(self.loudness, node.all_input_nodes)))
+        base = node
+        while self.loud[node] and _aliases(base) and isinstance(base.args[0], fx.Node):
+            base = base.args[0]
+            self.loud[base] = self.loud.get(base, frozenset()) | self.loud[node]
+
+    def sums(self, node: fx.Node, exprs: Iterable[Expr], operands: Iterable[Any]) -> None:
+        """`node` adds up products of `operands` along `exprs`: exact where one of them is zero."""
+        holders = [(self.factors(self.of(operand)), self.loudness(operand)) for operand in operands]
+        for factor in self.factors(exprs):
+            if all(factor in loud for own, loud in holders if factor in own):
+                self.over(factor, node, f"{node.name} adds up what masking does not make zero")
 
     # ---- refining, with entanglement as a claim
 
@@ -141,7 +150,7 @@ class Context:
         return tuple(out)
 
     def split(self, expr: Expr, sizes: Sequence[int], node: fx.Node) -> tuple[Expr, ...]:
-        """`expr` as a product of parts of `sizes`; fixed axes where that cannot be written."""
+        """`expr` as a product of parts of `sizes`; fixed axes where there is none."""
         self.space.cause = node.name
         parts: list[Expr] = []
         rest = expr
@@ -155,7 +164,7 @@ class Context:
         return (rest, *parts)
 
     def cut(self, expr: Expr, sizes: Sequence[int], node: fx.Node) -> tuple[Expr, ...]:
-        """`expr` as a concatenation of parts of `sizes`; fixed axes where that cannot be written."""
+        """`expr` as a concatenation of parts of `sizes`; fixed axes where there is none."""
         self.space.cause = node.name
         parts: list[Expr] = []
         rest = expr
@@ -184,7 +193,7 @@ class Context:
         self.follows.append((expr, leader, node.name))
 
     def over(self, expr: Expr | Iterable[Expr], node: fx.Node, words: str) -> None:
-        """`node` mixes along `expr`, so masking its units with zeros is not the same as cutting them."""
+        """`node` mixes along `expr`: masking units with zeros is not the same as cutting them."""
         self._claim(self.inexact, expr, node, words)
 
     def barrier(self, expr: Expr | Iterable[Expr], node: fx.Node, words: str) -> None:
@@ -202,7 +211,7 @@ class Context:
         into.extend(Claim(each, node.name, words) for each in exprs if each.size > 1)
 
     def role(self, expr: Expr, operand: Any, role: Role, dim: int | None = None) -> None:
-        """The parameters that `operand` is computed from hold `expr`, axis `dim` of the operand, in `role`."""
+        """The parameters that `operand` is computed from hold `expr`, its axis `dim`, in `role`."""
         parameters = self.sources.get(operand, frozenset())
         if parameters and expr.size > 1:
             self.roles.append(RoleClaim(expr, parameters, role, _parameter_dim(operand, dim)))
@@ -216,54 +225,25 @@ class Context:
         self.work.append(Work(node.name, coefficient, exprs))
 
 
+def _aliases(node: fx.Node) -> bool:
+    """Whether what `node` yields shares memory with its first argument."""
+    returns = list(schema_of(node).returns) if packet_of(node) else []
+    return bool(returns) and returns[0].alias_info is not None
+
+
 def _parameter_dim(operand: fx.Node, dim: int | None) -> int | None:
-    """Which axis of the parameter axis `dim` of the operand is, through transpositions; None where it is not known."""
+    """Which axis of the parameter axis `dim` of the operand is, through transpositions; or None."""
     while dim is not None and operand.op != "get_attr":
         rank = len(shape_of(operand))
-        name = operand.target._schema.name if isinstance(operand.target, OpOverload) else ""
+        name = packet_of(operand)
         if name in ("aten::t", "aten::numpy_T"):
             dim = rank - 1 - dim
         elif name == "aten::transpose":
-            first, second = dims(operand, tuple(operand.args[1:3]), rank)
+            first, second = dims(operand.args[1:3], rank)
             dim = {first: second, second: first}.get(dim, dim)
         elif name == "aten::permute":
-            dim = dims(operand, operand.args[1], rank)[dim]
+            dim = dims(operand.args[1], rank)[dim]
         elif name not in ("aten::to", "aten::contiguous", "aten::detach", "aten::alias"):
             return None
         operand = operand.all_input_nodes[0]
     return dim
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an ATen node by their schema names, defaults filled in."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    values = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
-    values.update({arg.name: value for arg, value in zip(schema, node.args, strict=False)})
-    return values | dict(node.kwargs)
-
-
-def position(node: fx.Node, name: str) -> int | str:
-    """Where the argument `name` of an ATen node stands: its place in ``args``, or its key in ``kwargs``."""
-    names = [arg.name for arg in node.target._schema.arguments]  # type: ignore[union-attr]
-    place = names.index(name)
-    return place if place < len(node.args) else name
-
-
-def read(node: fx.Node, path: Path) -> Argument:
-    """The argument at `path`: first a place in ``args`` or a key of ``kwargs``, then places in lists."""
-    head, *rest = path
-    value: Any = node.args[head] if isinstance(head, int) else node.kwargs[head]
-    for step in rest:
-        value = value[step]
-    return value
-
-
-def dims(node: fx.Node, value: Any, rank: int) -> tuple[int, ...]:
-    """Normalise a dim, a list of dims or None (all of them) to non-negative dims."""
-    if value is None or (isinstance(value, Sequence) and len(value) == 0):
-        return tuple(range(rank))
-    many = (value,) if isinstance(value, int) else tuple(value)
-    return tuple(dim % max(rank, 1) for dim in many)
-
-
-Sizes = Mapping[str, int]

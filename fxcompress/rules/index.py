@@ -1,4 +1,4 @@
-"""Rules of ops that read by index: embedding, indexing, gather; and of ops that make tensors from sizes."""
+"""Rules of ops that read or write by index: embedding, indexing, gather, scatter."""
 
 from __future__ import annotations
 
@@ -7,46 +7,81 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxcompress.axes import Axes, Expr
-from fxcompress.graph import example_shape
-from fxcompress.rules.context import Context, Output, arguments
+from fxcompress.axes import UNIT, Axes, Expr
+from fxcompress.graph import dtype_of
+from fxcompress.rules.context import Context
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import RULES, axis_rule
+from fxcompress.rules.schema import arguments
 
 RULES["aten::embedding"] = NotationRule(
-    "v c, *b -> *b c", frozen={"v": "vocabulary: rows are read by index"}, roles={0: "table"}
+    "v c, *b -> *b c",
+    frozen={"v": "vocabulary: rows are read by index"},
+    roles={0: "table"},
+    beside=(1,),
 )
 
 
-@axis_rule("aten::index", "aten::_unsafe_index")
-def _index(ctx: Context, node: fx.Node) -> Axes:
-    """Indexed axes are read by index; the others stay, and the index's axes come in."""
+def _places(ctx: Context, node: fx.Node) -> tuple[list[int], Axes, int] | None:
+    """(the indexed dims, the axes that stand for them, where); None for a mask."""
     axes = ctx.of(node.args[0])
     indices: list[Any] = list(node.args[1])  # type: ignore[arg-type]
-    if any(
-        index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8)
-        for index in indices
-    ):
-        for index in (axes, *(ctx.of(i) for i in indices if i is not None)):
-            ctx.freeze(index, node, "masked indexing")
-        return ctx.opaque(node, "masked indexing")
-    indices += [None] * (len(axes) - len(indices))
+    given = [index for index in indices if index is not None]
+    if any(dtype_of(index) in (torch.bool, torch.uint8) for index in given):
+        for own in (axes, *map(ctx.of, given)):
+            ctx.freeze(own, node, "masked indexing")
+        return None
     places = [dim for dim, index in enumerate(indices) if index is not None]
     ctx.freeze((axes[dim] for dim in places), node, "read by index")
-    read = ctx.broadcast([ctx.of(indices[dim]) for dim in places], node)
-    adjacent = places == list(range(places[0], places[-1] + 1))
-    out: list[Expr] = [axes[dim] for dim in range(len(axes)) if dim not in places]
-    at = places[0] if adjacent else 0
-    return tuple(out[:at]) + read + tuple(out[at:])
+    read = ctx.broadcast([ctx.of(index) for index in given], node)
+    adjacent = places == list(range(places[0], places[-1] + 1)) if places else True
+    return places, read, places[0] if places and adjacent else 0
+
+
+def _indexed(axes: Axes, found: tuple[list[int], Axes, int]) -> Axes:
+    """The axes of what is read: those that stay, and the index's own in place of the others."""
+    places, read, at = found
+    rest = tuple(expr for dim, expr in enumerate(axes) if dim not in places)
+    return rest[:at] + read + rest[at:]
+
+
+@axis_rule("aten::_unsafe_index", "aten::index")
+def _index(ctx: Context, node: fx.Node) -> Axes:
+    """Indexed axes are read by index; the others stay, and the index's axes come in."""
+    found = _places(ctx, node)
+    if found is None:
+        return ctx.opaque(node, "masked indexing")
+    ctx.mark(node, ctx.loudness(node.args[0]))
+    return _indexed(ctx.of(node.args[0]), found)
+
+
+@axis_rule("aten::index_put", "aten::_unsafe_index_put")
+def _index_put(ctx: Context, node: fx.Node) -> Axes:
+    """The values have the axes that reading would give, or broadcast to them."""
+    axes, values = ctx.of(node.args[0]), ctx.of(node.args[2])
+    found = _places(ctx, node)
+    if found is None:
+        ctx.freeze(values, node, "masked indexing")
+    else:
+        ctx.broadcast([_indexed(axes, found), values], node)
+        ctx.mark(node, (*ctx.loudness(node.args[0]), *_unlike(ctx, axes, node.args[2])))
+    return tuple(map(ctx.space.resolve, axes))
+
+
+def _unlike(ctx: Context, axes: Axes, value: Any) -> frozenset[Any]:
+    """The factors of `axes` along which `value`, once written there, may not be zero."""
+    return ctx.factors(axes) - (ctx.factors(ctx.of(value)) - ctx.loudness(value))
 
 
 @axis_rule("aten::index_select")
 def _index_select(ctx: Context, node: fx.Node) -> Axes:
     named = arguments(node)
     axes = ctx.of(named["self"])
+    if not axes:
+        return axes
     dim = named["dim"] % len(axes)
     ctx.freeze(axes[dim], node, "read by index")
-    return (*axes[:dim], *ctx.of(named["index"]), *axes[dim + 1 :])
+    return (*axes[:dim], *(ctx.of(named["index"]) or (UNIT,)), *axes[dim + 1 :])
 
 
 @axis_rule("aten::gather", "aten::take_along_dim")
@@ -55,64 +90,88 @@ def _gather(ctx: Context, node: fx.Node) -> Axes:
     named = arguments(node)
     axes = ctx.of(named["self"])
     index = ctx.of(named["index" if "index" in named else "indices"])
-    dim = named["dim"] % len(axes)
-    ctx.freeze(axes[dim], node, "read by index")
-    for place, (own, other) in enumerate(zip(axes, index, strict=True)):
+    if named["dim"] is None or len(axes) != len(index):
+        ctx.freeze((*axes, *index), node, "read by index")
+        return ctx.opaque(node, "read by index")
+    dim = named["dim"] % max(len(axes), 1)
+    broadcasts = "indices" in named
+    out = list(_lined_up(ctx, node, (axes, index), dim, broadcasts))
+    if axes:
+        ctx.freeze(axes[dim], node, "read by index")
+        out[dim] = index[dim]
+    ctx.mark(node, ctx.loudness(named["self"]))
+    return tuple(map(ctx.space.resolve, out))
+
+
+def _lined_up(
+    ctx: Context, node: fx.Node, pair: tuple[Axes, Axes], dim: int, broadcasts: bool = False
+) -> Axes:
+    """Tie the axes of a tensor and of its index but for one; the result has the index's sizes."""
+    out: list[Expr] = []
+    for place, (own, other) in enumerate(zip(*pair, strict=True)):
         if place == dim:
-            continue
-        if own.size == other.size:
-            ctx.unify(own, other, node)
+            out.append(other)
+        elif own.size == other.size or (broadcasts and 1 in (own.size, other.size)):
+            out.extend(ctx.broadcast([(own,), (other,)], node))
         else:
             ctx.entangle(node, own, other)
-    return tuple(ctx.space.resolve(expr) for expr in index)
+            out.append(other)
+    return tuple(out)
 
 
-@axis_rule(
-    "aten::arange", "aten::zeros", "aten::ones", "aten::full", "aten::empty", "aten::eye", "aten::rand", "aten::randn", "aten::linspace",
-    "aten::scalar_tensor", "aten::tril_indices", "aten::triu_indices",
-)  # fmt: skip
-def _create(ctx: Context, node: fx.Node) -> Axes:
-    """Made from sizes alone."""
-    return ctx.opaque(node, f"made by {node.name} from fixed sizes")
+@axis_rule("aten::scatter", "aten::scatter_add", "aten::scatter_reduce")
+def _scatter(ctx: Context, node: fx.Node) -> Axes:
+    """Written by index along one axis; the index and the source line up along the others."""
+    named = arguments(node)
+    axes = ctx.of(named["self"])
+    operands = [named["index"], *(named[n] for n in ("src",) if ctx.tensor(named.get(n)))]
+    dim = named["dim"] % max(len(axes), 1)
+    for operand in operands:
+        own = ctx.of(operand)
+        if len(own) == len(axes) > 0:
+            _lined_up(ctx, node, (axes, own), dim)
+            ctx.freeze((axes[dim], own[dim]), node, "written by index")
+    ctx.mark(node, axes)
+    return tuple(map(ctx.space.resolve, axes))
 
 
-@axis_rule("aten::new_zeros", "aten::new_ones", "aten::new_full", "aten::new_empty")
-def _new(ctx: Context, node: fx.Node) -> Axes:
-    return ctx.opaque(node, f"made by {node.name} from fixed sizes")
+@axis_rule("aten::index_add", "aten::index_copy", "aten::index_fill", "aten::index_reduce")
+def _index_add(ctx: Context, node: fx.Node) -> Axes:
+    """Slices along one axis are written by index; the source has them along the same axis."""
+    named = arguments(node)
+    axes = ctx.of(named["self"])
+    if axes:
+        dim = named["dim"] % len(axes)
+        ctx.freeze((axes[dim], *ctx.of(named["index"])), node, "written by index")
+        if "source" in named and ctx.of(named["source"]):
+            source = ctx.of(named["source"])
+            ctx.freeze(source[dim], node, "written by index")
+            _lined_up(ctx, node, (axes, source), dim)
+    ctx.mark(node, axes)
+    return tuple(map(ctx.space.resolve, axes))
 
 
-@axis_rule(
-    "aten::zeros_like", "aten::ones_like", "aten::full_like", "aten::empty_like", "aten::rand_like", "aten::randn_like",
-    "aten::tril", "aten::triu",
-)  # fmt: skip
-def _like(ctx: Context, node: fx.Node) -> Axes:
-    """The axes of the operand; a triangle is cut by index."""
+@axis_rule("aten::select_scatter", "aten::slice_scatter")
+def _piece_scatter(ctx: Context, node: fx.Node) -> Axes:
+    """A source in the place of one index, or of a contiguous piece, of an axis."""
+    named = arguments(node)
+    axes, source = ctx.of(named["self"]), ctx.of(named["src"])
+    dim = named["dim"] % len(axes)
+    rest = axes[:dim] + axes[dim + 1 :]
+    ctx.freeze(axes[dim], node, "written by index")
+    if "index" in named:
+        ctx.broadcast([rest, source], node)
+    else:
+        ctx.freeze(source[dim], node, "written by index")
+        ctx.broadcast([rest, source[:dim] + source[dim + 1 :]], node)
+    ctx.mark(node, (*ctx.loudness(named["self"]), *_unlike(ctx, rest, named["src"])))
+    return tuple(map(ctx.space.resolve, axes))
+
+
+@axis_rule("aten::one_hot")
+def _one_hot(ctx: Context, node: fx.Node) -> Axes:
+    """The classes are values."""
     axes = ctx.of(node.args[0])
-    if "tri" in str(node.target):
-        ctx.freeze(axes[-2:], node, "a triangle is cut by index")
-    return axes
-
-
-def unknown(ctx: Context, node: fx.Node) -> Output:
-    """An op without a rule: nothing that touches it may shrink."""
-    words = f"no axis rule for {node.target}"
-    for operand in node.all_input_nodes:
-        for axes in _tensors(ctx, operand):
-            ctx.freeze(axes, node, words)
-    return tensors(ctx, node, words)
-
-
-def tensors(ctx: Context, node: fx.Node, words: str) -> Output:
-    """Fixed axes for whatever `node` yields."""
-    value = node.meta.get("val")
-    if isinstance(value, (tuple, list)):
-        shapes = [example_shape(item) if hasattr(item, "shape") else () for item in value]
-        return tuple(tuple(ctx.fixed(size, node, words) for size in shape) for shape in shapes)
-    return ctx.opaque(node, words) if hasattr(value, "shape") else ()
-
-
-def _tensors(ctx: Context, node: fx.Node) -> list[Axes]:
-    axes = ctx.axes.get(node)
-    if axes is None:
-        return []
-    return list(axes) if ctx.many(node) else [ctx.of(node)]  # type: ignore[arg-type]
+    out = (*axes, ctx.fixed(ctx.shape(node)[-1], node, "classes"))
+    ctx.mark(node, out)
+    return out

@@ -1,54 +1,57 @@
-"""Rules of the linear maps: dense layers, convolutions, matrix products, attention, einsum."""
+"""Rules of the linear maps: dense layers, convolutions, matrix products, einsum."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes, Expr
-from fxcompress.rules.context import Context, arguments
+from fxcompress.axes import Axes
+from fxcompress.rules.context import Context
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import RULES, axis_rule
+from fxcompress.rules.schema import arguments
 
 WINDOW = {"*k": "kernel window", "*s": "spatial extent"}
 
 
-def _groups(named: dict[str, Any]) -> dict[str, int]:
+def _groups(named: Mapping[str, Any]) -> dict[str, int]:
     return {"g": named["groups"]}
 
 
-CONV = NotationRule(
-    "b (g i) *s, (g o) i *k, (g o) -> b (g o) *s'",
-    sizes=_groups,
-    frozen=WINDOW,
-    work=("b g i o *k *s'",),
-    bound={"groups": "g"},
-    channelwise="g",
-)
-CONV_TRANSPOSE = NotationRule(
-    "b (g i) *s, (g i) o *k, (g o) -> b (g o) *s'",
-    sizes=_groups,
-    frozen=WINDOW,
-    work=("b g i o *k *s",),
-    bound={"groups": "g"},
-    channelwise="g",
-)
+def _convolution(batch: str, weight: str, positions: str) -> NotationRule:
+    return NotationRule(
+        f"{batch} (g i) *s, {weight} *k, (g o) -> {batch} (g o) *s'",
+        sizes=_groups,
+        frozen=WINDOW,
+        plus=(2,),
+        work=(f"{batch} g i o *k {positions}",),
+        bound={"groups": "g"},
+        channelwise="g",
+    )
+
+
+FORWARD = {batch: _convolution("b" * batch, "(g o) i", "*s'") for batch in (False, True)}
+TRANSPOSED = {batch: _convolution("b" * batch, "(g i) o", "*s") for batch in (False, True)}
 
 RULES.update(
     {
-        "aten::linear": NotationRule("*b i, o i, o -> *b o", work=("*b i o",)),
-        "aten::mm": NotationRule("m k, k n -> m n", work=("m k n",)),
+        "aten::addbmm": NotationRule("+, b m k, b k n -> m n", plus=(0,), work=("b m k n",)),
+        "aten::addmm": NotationRule("+, m k, k n -> m n", plus=(0,), work=("m k n",)),
+        "aten::addmv": NotationRule("+, m k, k -> m", plus=(0,), work=("m k",)),
+        "aten::addr": NotationRule("+, m, n -> m n", plus=(0,)),
+        "aten::baddbmm": NotationRule("+, b m k, b k n -> b m n", plus=(0,), work=("b m k n",)),
+        "aten::bilinear": NotationRule(
+            "*b i, *b j, o i j, o -> *b o", plus=(3,), work=("*b i j o",)
+        ),
         "aten::bmm": NotationRule("b m k, b k n -> b m n", work=("b m k n",)),
-        "aten::mv": NotationRule("m k, k -> m", work=("m k",)),
         "aten::dot": NotationRule("k, k -> ", work=("k",)),
-        "aten::addmm": NotationRule("n, m k, k n -> m n", work=("m k n",)),
-        "aten::baddbmm": NotationRule("b m n, b m k, b k n -> b m n", work=("b m k n",)),
+        "aten::inner": NotationRule("*m k, *n k -> *m *n", work=("*m *n k",)),
+        "aten::mm": NotationRule("m k, k n -> m n", work=("m k n",)),
+        "aten::mv": NotationRule("m k, k -> m", work=("m k",)),
         "aten::outer": NotationRule("m, n -> m n"),
-        "aten::bilinear": NotationRule("*b i, *b j, o i j, o -> *b o", work=("*b i j o",)),
     }
-    | {f"aten::conv{n}d": CONV for n in (1, 2, 3)}
-    | {f"aten::conv_transpose{n}d": CONV_TRANSPOSE for n in (1, 2, 3)}
 )
 
 MATMUL = {
@@ -57,6 +60,16 @@ MATMUL = {
     (True, False): NotationRule("*b m k, k -> *b m", work=("*b m k",)),
     (False, False): NotationRule("k, k -> ", work=("k",)),
 }
+LINEAR = {
+    2: NotationRule("*b i, o i, o -> *b o", plus=(2,), work=("*b i o",)),
+    1: NotationRule("*b i, i, + -> *b", plus=(2,), work=("*b i",)),
+}
+
+
+@axis_rule("aten::linear")
+def _linear(ctx: Context, node: fx.Node) -> Axes:
+    """The weight may have no axis for the outputs: then there is one."""
+    return LINEAR[len(ctx.of(arguments(node)["weight"]))](ctx, node)
 
 
 @axis_rule("aten::matmul")
@@ -65,58 +78,37 @@ def _matmul(ctx: Context, node: fx.Node) -> Axes:
     return MATMUL[first, second](ctx, node)
 
 
-@axis_rule("aten::scaled_dot_product_attention")
-def _attention(ctx: Context, node: fx.Node) -> Axes:
-    """Queries (*b l e), keys (*b s e), values (*b s v); with grouped queries the heads are (kv r)."""
+@axis_rule(
+    "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::conv_transpose1d",
+    "aten::conv_transpose2d", "aten::conv_transpose3d", "aten::convolution",
+)  # fmt: skip
+def _conv(ctx: Context, node: fx.Node) -> Axes:
+    """Grouped both ways; the batch axis may be missing."""
     named = arguments(node)
-    query, key, value = (ctx.of(named[name]) for name in ("query", "key", "value"))
-    lead = list(query[:-2])
-    for operand in (key, value):
-        for dim, expr in enumerate(operand[:-2]):
-            lead[dim] = _tie_heads(ctx, node, lead[dim], expr)
-    ctx.unify(query[-1], key[-1], node)
-    ctx.unify(key[-2], value[-2], node)
-    if named["attn_mask"] is not None:
-        mask = ctx.of(named["attn_mask"])
-        ctx.broadcast([(*lead, query[-2], key[-2]), mask], node)
-        ctx.role(mask[-3] if len(mask) > 2 else mask[-1], named["attn_mask"], "affine")
-    for expr in (query[-2], key[-2]):
-        ctx.over(expr, node, "softmax over the positions")
-        ctx.freeze(expr, node, "sequence position")
-    ctx.kind(lead[1:], node, "heads")
-    ctx.kind(query[-1], node, "qk")
-    ctx.kind(value[-1], node, "vo")
-    ctx.flops(node, (*lead, query[-2], key[-2], query[-1]))
-    ctx.flops(node, (*lead, query[-2], key[-2], value[-1]))
-    return (*lead, query[-2], value[-1])
-
-
-def _tie_heads(ctx: Context, node: fx.Node, query: Expr, other: Expr) -> Expr:
-    """Equal heads are the same; n times fewer key heads serve n consecutive query heads each."""
-    if other.size == query.size:
-        ctx.unify(query, other, node)
-    elif other.size > 1 and query.size % other.size == 0:
-        shared, _ = ctx.split(query, (other.size, query.size // other.size), node)
-        ctx.unify(shared, other, node)
-    elif query.size == 1:
-        return other
-    return ctx.space.resolve(query)
+    transposed = named.get("transposed", "transpose" in str(node.target))
+    weight = named["weight"]
+    batched = len(ctx.of(named["input"])) == len(ctx.of(weight))
+    return (TRANSPOSED if transposed else FORWARD)[batched](ctx, node)
 
 
 @axis_rule("aten::einsum")
 def _einsum(ctx: Context, node: fx.Node) -> Axes:
     """An equation is a rule already: letters become axes, an ellipsis becomes ``*dots``."""
-    equation = str(node.args[0]).replace(" ", "")
+    equation = str(arguments(node)["equation"]).replace(" ", "")
     left, arrow, right = equation.partition("->")
     if not arrow:
-        alphabet = sorted(set(left) - set(",."))
-        right = ("..." if "..." in left else "") + "".join(
-            c for c in alphabet if left.count(c) == 1
-        )
+        right = _implied(left)
     text = ", ".join(map(_spaced, left.split(","))) + " -> " + _spaced(right)
     names = sorted(set(left.replace("...", "")) - {","})
     work = " ".join((["*dots"] if "..." in left else []) + names)
     return NotationRule(text, work=(work,) if left.count(",") == 1 else ())(ctx, node)
+
+
+def _implied(left: str) -> str:
+    """The output of an equation without one: the letters that occur once, in order."""
+    alphabet = sorted(set(left) - set(",."))
+    once = "".join(letter for letter in alphabet if left.count(letter) == 1)
+    return ("..." if "..." in left else "") + once
 
 
 def _spaced(term: str) -> str:

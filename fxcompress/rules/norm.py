@@ -6,26 +6,36 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes, Expr, product
-from fxcompress.rules.context import Context, arguments, dims, position
+from fxcompress.axes import Axes, product
+from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import RULES, axis_rule
+from fxcompress.rules.schema import arguments, dims, position
 
 STATISTICS = NotationRule(
     "b c *s, c, c, c, c -> b c *s",
     roles={3: "statistic", 4: "statistic"},
+    plus=(2, 3),
+    beside=(4,),
     channelwise="c",
 )
 RULES["aten::batch_norm"] = STATISTICS
-RULES["aten::native_batch_norm"] = STATISTICS
+
+
+@axis_rule(
+    "aten::_native_batch_norm_legit_no_training", "aten::cudnn_batch_norm",
+    "aten::native_batch_norm",
+)  # fmt: skip
+def _native_batch_norm(ctx: Context, node: fx.Node) -> Output:
+    """The normed tensor, then statistics of the batch, which have no entries in evaluation."""
+    out = STATISTICS(ctx, node)
+    return _beside(ctx, node, out)
 
 
 @axis_rule("aten::instance_norm")
 def _instance_norm(ctx: Context, node: fx.Node) -> Axes:
     """Each channel of each sample over its positions."""
-    out = NotationRule("b c *s, c, c, c, c -> b c *s", roles=STATISTICS.roles, channelwise="c")(
-        ctx, node
-    )
+    out = STATISTICS(ctx, node)
     ctx.freeze(out[2:], node, "instance norm over the positions")
     return out
 
@@ -36,17 +46,21 @@ def _layer_norm(ctx: Context, node: fx.Node) -> Axes:
     named = arguments(node)
     axes = ctx.of(named["input"])
     count = len(named["normalized_shape"])
-    normed = axes[-count:]
     for name in ("weight", "bias"):
-        if named.get(name) is not None:
-            for dim, (own, expr) in enumerate(zip(ctx.of(named[name]), normed, strict=True)):
-                ctx.unify(own, expr, node)
-                ctx.role(expr, named[name], "affine", dim)
+        _scaled(ctx, node, named.get(name), axes[-count:])
     place = position(node, "normalized_shape")
-    for number, expr in enumerate(normed):
+    for number, expr in enumerate(axes[-count:]):
         ctx.bind(node, (place, number), expr)
-    _normed(ctx, node, normed)
+    _normed(ctx, node, axes[-count:])
+    shifted = named.get("bias") is not None
+    ctx.mark(node, axes if shifted else ctx.loudness(named["input"]))
     return tuple(ctx.space.resolve(expr) for expr in axes)
+
+
+@axis_rule("aten::native_layer_norm")
+def _native_layer_norm(ctx: Context, node: fx.Node) -> Output:
+    _layer_norm(ctx, node)
+    return _beside(ctx, node, ctx.of(arguments(node)["input"]))
 
 
 @axis_rule("aten::group_norm")
@@ -58,50 +72,68 @@ def _group_norm(ctx: Context, node: fx.Node) -> Axes:
     outer, inner = ctx.split(channel, (groups, channel.size // groups), node)
     ctx.bind(node, (position(node, "num_groups"),), outer)
     for name in ("weight", "bias"):
-        if named[name] is not None:
-            own = ctx.of(named[name])[0]
-            ctx.unify(own, channel, node)
-            ctx.role(channel, named[name], "affine", 0)
+        _scaled(ctx, node, named[name], (product((outer, inner)),))
     _normed(ctx, node, (inner,))
     ctx.barrier(outer, node, "aten::group_norm")
-    return tuple(ctx.space.resolve(expr) for expr in (batch, product((outer, inner)), *rest))
+    out = (batch, product((outer, inner)), *rest)
+    scaled = named["weight"] is not None
+    ctx.mark(node, (batch, *rest) if scaled else ctx.loudness(named["input"]))
+    return tuple(ctx.space.resolve(expr) for expr in out)
 
 
-def _normed(ctx: Context, node: fx.Node, exprs: Axes | tuple[Expr, ...]) -> None:
+def _scaled(ctx: Context, node: fx.Node, operand: Any, axes: Axes) -> None:
+    """A weight or bias with an entry for each index of `axes`."""
+    if operand is not None:
+        for dim, (own, expr) in enumerate(zip(ctx.of(operand), axes, strict=True)):
+            ctx.unify(own, expr, node)
+            ctx.role(expr, operand, "affine", dim)
+
+
+def _normed(ctx: Context, node: fx.Node, exprs: Axes) -> None:
     ctx.over(exprs, node, f"{node.name} normalises over it")
     ctx.barrier(exprs, node, "normalisation")
 
 
-@axis_rule(
-    "aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::_log_softmax", "aten::softmin"
-)
+def _beside(ctx: Context, node: fx.Node, out: Axes) -> Output:
+    """`out`, and fixed axes for the statistics that come with it."""
+    rest = node.meta["val"][1:]
+    statistics = (
+        tuple(ctx.fixed(int(size), node, "statistics") for size in value.shape) for value in rest
+    )
+    return (out, *statistics)
+
+
+@axis_rule("aten::_log_softmax", "aten::_softmax", "aten::log_softmax", "aten::softmax")
 def _softmax(ctx: Context, node: fx.Node) -> Axes:
+    """Never zero: a masked row becomes a uniform one."""
     named = arguments(node)
     axes = ctx.of(named["self"])
-    (dim,) = dims(node, named["dim"], len(axes))
-    _normed(ctx, node, (axes[dim],))
+    _normed(ctx, node, tuple(axes[dim] for dim in dims(named["dim"], len(axes))))
+    ctx.barrier(axes, node, "softmax")
+    ctx.mark(node, axes)
     return axes
 
 
-@axis_rule("aten::normalize", "aten::renorm", "aten::cosine_similarity")
-def _whole(ctx: Context, node: fx.Node) -> Axes:
-    axes = ctx.of(node.args[0])
-    _normed(ctx, node, axes)
-    return axes if len(axes) == len(ctx.shape(node)) else ctx.opaque(node, "normalised")
+@axis_rule("aten::cosine_similarity")
+def _cosine_similarity(ctx: Context, node: fx.Node) -> Axes:
+    """Zeros add nothing to the product nor to the lengths."""
+    named = arguments(node)
+    axes = ctx.broadcast([ctx.of(named["x1"]), ctx.of(named["x2"])], node)
+    (dim,) = dims(named["dim"], len(axes))
+    for operand in (named["x1"], named["x2"]):
+        ctx.sums(node, (axes[dim],), (operand,))
+    ctx.barrier(axes, node, "aten::cosine_similarity")
+    return axes[:dim] + axes[dim + 1 :]
 
 
 @axis_rule("aten::_weight_norm")
 def _weight_norm(ctx: Context, node: fx.Node) -> Axes:
-    """Weight = v · g / ‖v‖ over every axis but one: cutting along that one is exact."""
+    """Weight = v · g / ‖v‖ over every axis but one; zeros add nothing to the length."""
     named = arguments(node)
     axes, gain = ctx.of(named["v"]), ctx.of(named["g"])
     dim = named["dim"] % len(axes)
     out = ctx.broadcast([axes, gain], node)
-    ctx.over((*axes[:dim], *axes[dim + 1 :]), node, "weight norm runs over it")
     ctx.role(out[dim], named["g"], "affine", dim)
+    ctx.barrier(out, node, "aten::_weight_norm")
+    ctx.sums(node, (*out[:dim], *out[dim + 1 :]), (named["v"],))
     return out
-
-
-def reduced(named: dict[str, Any], axes: Axes, node: fx.Node) -> tuple[int, ...]:
-    """The dims a reduction runs over."""
-    return dims(node, named.get("dim"), len(axes))

@@ -1,14 +1,17 @@
 r"""Op rules written as one line of text, in the manner of einops.
 
-A pattern names the axes of the tensor operands (in the order of the op's schema) and of the output::
+A pattern names the axes of the tensor operands (in the order of the schema) and of the output::
 
     linear      "*b i, o i, o -> *b o"
     conv2d      "b (g i) *s, (g o) i *k, (g o) -> b (g o) *s'"
+    addmm       "+, m k, k n -> m n"
 
-A letter is an axis, ``*b`` any number of axes, ``(g o)`` a product. The same letter is the same factor. A letter that is missing
-on the right is summed over; a letter that is only on the right, or ends in ``'``, is a new axis of fixed size. In an operand
-that is computed from parameters, the letters tell the role: beside a summed letter, the output letters *produce* and the summed
-ones *contract*; an operand with no summed letter is *affine*.
+A letter is an axis, ``*b`` any number of axes, ``(g o)`` a product, ``+`` an operand that
+broadcasts against the output. The same letter is the same factor. A letter that is missing on the
+right is summed over; one that is only on the right, or ends in ``'``, is a new axis of fixed size.
+In an operand that is computed from parameters, the letters tell the role: beside a summed letter,
+the output letters *produce* and the summed ones *contract*; an operand with no summed letter is
+*affine*.
 """
 
 from __future__ import annotations
@@ -20,12 +23,16 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes, Expr, product
-from fxcompress.rules.context import Context, Role, arguments
+from fxcompress.axes import Axes, Expr, Factor, product
+from fxcompress.rules.claims import Role
+from fxcompress.rules.context import Context
+from fxcompress.rules.schema import arguments, given, operands_of, position
 
 Item = str | tuple[str, ...]
 Pattern = tuple[Item, ...]
 Values = dict[str, Axes]
+Present = list[tuple[int, fx.Node, Pattern]]
+BROADCAST: Pattern = ("+",)
 
 
 def parse(text: str) -> tuple[tuple[Pattern, ...], Pattern]:
@@ -35,15 +42,16 @@ def parse(text: str) -> tuple[tuple[Pattern, ...], Pattern]:
     ((('*b', 'i'), (('g', 'o'), 'i')), ('*b', "o'"))
     """
     left, arrow, right = text.partition("->")
-    if not arrow or not re.fullmatch(r"[\w\s*'(),]*", left + right):
+    if not arrow or not re.fullmatch(r"[\w\s*+'(),]*", left + right):
         raise ValueError(
-            f"an axis rule reads 'operand, operand -> output' in letters, *letters and (letters): {text!r}"
+            f"an axis rule reads 'operand, … -> output' in letters, *letters, (letters) and +, "
+            f"not {text!r}"
         )
     return tuple(_pattern(part) for part in left.split(",")), _pattern(right)
 
 
 def _pattern(text: str) -> Pattern:
-    tokens = re.findall(r"\(([^()]*)\)|(\*?\w+'?)", text)
+    tokens = re.findall(r"\(([^()]*)\)|(\*?\w+'?|\+)", text)
     return tuple(tuple(group.split()) if group else letter for group, letter in tokens)
 
 
@@ -58,94 +66,108 @@ class NotationRule:
 
     Attributes:
         text: The pattern.
-        sizes: For the arguments of a node, the sizes of letters that a product needs, e.g. ``{"g": groups}``.
-        frozen: Letters that the op mixes or indexes (kernel windows, vocabulary rows), with the words that say so.
+        sizes: The sizes of letters that a product needs, from the arguments: ``{"g": groups}``.
+        frozen: Letters that the op mixes or indexes (kernel windows, vocabulary rows), and why.
         roles: Roles of operands where the letters do not tell.
+        plus: Operands that are added to the product of the others.
+        beside: Operands that no masked unit of the output depends on (a variance to divide by).
         work: The letters whose product, times two, is the op's FLOPs; one string for each term.
-        bound: Arguments that follow the size of a letter, e.g. ``{"groups": "g"}``.
-        over: Letters the op normalises over.
+        bound: Arguments that follow the size of a letter: ``{"groups": "g"}``.
         channelwise: Letters on each of which the op acts alone but not linearly.
-        kinds: What the factors of letters are known as.
     """
 
     text: str
     sizes: Callable[[dict[str, Any]], Mapping[str, int]] = lambda _: {}
     frozen: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[int, Role] = field(default_factory=dict)
+    plus: tuple[int, ...] = ()
+    beside: tuple[int, ...] = ()
     work: tuple[str, ...] = ()
     bound: Mapping[str, str] = field(default_factory=dict)
-    over: str = ""
     channelwise: str = ""
-    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parse(self.text)
 
     def __call__(self, ctx: Context, node: fx.Node) -> Axes:
-        values, out = self.relate(ctx, node)
-        return out
-
-    def relate(self, ctx: Context, node: fx.Node) -> tuple[Values, Axes]:
-        """What each letter stands for, and the axes of the output."""
         inputs, output = parse(self.text)
-        named = arguments(node)
-        operands = operands_of(node)
-        sizes = self.sizes(named)
-        values: Values = {}
-        present = [
-            (n, op, inputs[n])
-            for n, op in enumerate(operands)
-            if ctx.tensor(op) and n < len(inputs)
+        sizes = self.sizes(arguments(node))
+        present: Present = [
+            (number, operand, pattern)
+            for number, (operand, pattern) in enumerate(
+                zip(operands_of(node), inputs, strict=False)
+            )
+            if ctx.tensor(operand)
         ]
+        values: Values = {}
         for _, operand, pattern in present:
-            _match(ctx, node, ctx.of(operand), pattern, values, sizes)
+            if pattern != BROADCAST:
+                _match(ctx, node, ctx.of(operand), pattern, values, sizes)
         out = _build(ctx, node, output, values)
+        added = [operand for _, operand, pattern in present if pattern == BROADCAST]
+        out = ctx.broadcast([out, *map(ctx.of, added)], node)
         self._claim(ctx, node, values)
         self._roles(ctx, present, output, values)
-        return values, out
+        self._sums(ctx, node, present, output, values)
+        ctx.mark(node, self._loud(ctx, present, out))
+        return out
 
     def _claim(self, ctx: Context, node: fx.Node, values: Values) -> None:
         for letter, words in self.frozen.items():
             ctx.freeze(values.get(letter, ()), node, words)
-        for letter in self.over.split():
-            ctx.over(values.get(letter, ()), node, f"{node.target} normalises over it")
         for letter in self.channelwise.split():
             ctx.barrier(values.get(letter, ()), node, str(node.target))
-        for letter, words in self.kinds.items():
-            ctx.kind(values.get(letter, ()), node, words)
         for term in self.work:
             ctx.flops(node, tuple(e for letter in term.split() for e in values.get(letter, ())))
         for argument, letter in self.bound.items():
-            path = _path(node, argument)
-            if path is not None:
-                ctx.bind(node, path, product(values.get(letter, ())))
+            if given(node, argument):
+                ctx.bind(node, (position(node, argument),), product(values.get(letter, ())))
 
-    def _roles(
-        self,
-        ctx: Context,
-        present: list[tuple[int, fx.Node, Pattern]],
-        output: Pattern,
-        values: Values,
-    ) -> None:
+    def _roles(self, ctx: Context, present: Present, output: Pattern, values: Values) -> None:
         kept = letters(output)
-        elsewhere = {
-            n: set().union(*(letters(p) for m, _, p in present if m != n), set())
-            for n, _, _ in present
-        }
         for number, operand, pattern in present:
-            own = letters(pattern)
-            others = any(ctx.sources.get(op) for n, op, _ in present if n != number)
-            summed = {letter for letter in own - kept if letter in elsewhere[number]}
-            for dim, letter, expr in _places(pattern, values):
-                if letter in kept or letter in summed:
+            others = [(op, letters(p)) for n, op, p in present if n != number]
+            weighed = number == 0 and any(ctx.sources.get(op) for op, _ in others)
+            summed = {x for x in letters(pattern) - kept if any(x in own for _, own in others)}
+            for dim, letter, expr in _places(pattern, values, ctx.of(operand)):
+                if letter in kept or letter in summed or pattern == BROADCAST:
                     role: Role = "contract" if letter in summed else "produce"
-                    if not summed or (number == 0 and others):
+                    if not summed or weighed:
                         role = "affine"
                     ctx.role(expr, operand, self.roles.get(number, role), dim)
 
+    def _sums(
+        self, ctx: Context, node: fx.Node, present: Present, output: Pattern, values: Values
+    ) -> None:
+        """Where two operands share a letter, neither can be transformed along it alone; a weight
+        that is summed over can. Summed letters are exact where a product is zero on masked units.
+        """
+        kept = letters(output)
+        for letter in values.keys() - self.frozen.keys():
+            holders = [op for n, op, p in present if letter in letters(p) and n not in self.plus]
+            weighed = any(ctx.sources.get(operand) for operand in holders)
+            if len(holders) > 1 and (letter in kept or not weighed):
+                ctx.barrier(values[letter], node, str(node.target))
+            if letter not in kept:
+                ctx.sums(node, values[letter], holders)
 
-def _places(pattern: Pattern, values: Values) -> Iterator[tuple[int, str, Expr]]:
+    def _loud(self, ctx: Context, present: Present, out: Axes) -> frozenset[Factor]:
+        """A product is zero where one factor is; a sum where every term is."""
+        everything = ctx.factors(out)
+        terms = [[op for n, op, _ in present if n not in (*self.plus, *self.beside)]]
+        terms += [[op] for n, op, _ in present if n in self.plus]
+        quiet = everything
+        for term in terms:
+            zero = (ctx.factors(ctx.of(op)) - ctx.loudness(op) for op in term)
+            quiet &= frozenset().union(*zero)
+        return everything - quiet
+
+
+def _places(pattern: Pattern, values: Values, axes: Axes) -> Iterator[tuple[int, str, Expr]]:
     """(axis, letter, expression) for every letter of a matched pattern."""
+    if pattern == BROADCAST:
+        yield from ((dim, "+", expr) for dim, expr in enumerate(axes))
+        return
     dim = 0
     for item in pattern:
         if isinstance(item, tuple):
@@ -155,27 +177,6 @@ def _places(pattern: Pattern, values: Values) -> Iterator[tuple[int, str, Expr]]
         for expr in values[item]:
             yield dim, item, expr
             dim += 1
-
-
-def operands_of(node: fx.Node) -> list[Any]:
-    """The tensor operands of a node in schema order, None where an optional one is missing; lists are spread."""
-    named = arguments(node)
-    found: list[Any] = []
-    for argument in node.target._schema.arguments:  # type: ignore[union-attr]
-        kind = str(argument.type)
-        if kind in ("Tensor", "Optional[Tensor]"):
-            found.append(named.get(argument.name))
-        elif kind.startswith(("List[Tensor]", "List[Optional[Tensor]]")):
-            found.extend(named[argument.name])
-    return found
-
-
-def _path(node: fx.Node, argument: str) -> tuple[int | str, ...] | None:
-    names = [arg.name for arg in node.target._schema.arguments]  # type: ignore[union-attr]
-    place = names.index(argument)
-    if place < len(node.args):
-        return (place,)
-    return (argument,) if argument in node.kwargs else None
 
 
 def _match(
@@ -229,21 +230,18 @@ def _match_product(
 
 
 def _build(ctx: Context, node: fx.Node, output: Pattern, values: Values) -> Axes:
-    shape = ctx.shape(node)
-    rest = len(shape) - sum(
-        1 if not _star(item) else len(values.get(str(item), ())) for item in output
-    )
     out: list[Expr] = []
     for item in output:
         if isinstance(item, tuple):
             out.append(product(values[letter][0] for letter in item))
-        elif item in values:
-            out.extend(values[item])
         else:
-            width = rest if _star(item) else 1
-            sizes = shape[len(out) : len(out) + width]
-            values[item] = tuple(
-                ctx.fixed(size, node, "an extent this op computes") for size in sizes
-            )
+            if item not in values:
+                values[item] = _computed(ctx, node, len(out), _star(item))
             out.extend(values[item])
     return tuple(ctx.space.resolve(expr) for expr in out)
+
+
+def _computed(ctx: Context, node: fx.Node, place: int, star: bool) -> Axes:
+    """New fixed axes, from `place` on."""
+    sizes = ctx.shape(node)[place:] if star else ctx.shape(node)[place : place + 1]
+    return tuple(ctx.fixed(size, node, "an extent this op computes") for size in sizes)

@@ -1,7 +1,8 @@
 """The table of op rules, and how the rule of a node is found.
 
-Rules are kept by the name of the op: ``"aten::conv2d"`` serves every overload and its in-place twin ``aten::conv2d_``;
-``"aten::sum.dim_IntList"`` serves one overload and goes first. Python functions in the graph are kept by themselves.
+Rules are kept by the name of the op: ``"aten::relu"`` serves every overload and the twin in place
+``aten::relu_``; ``"aten::sum.dim_IntList"`` serves one overload and goes first. Python functions in
+the graph are kept by themselves.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ RULES: dict[Any, Rule] = {}
 def axis_rule(*ops: str | Callable[..., Any]) -> Callable[[Rule], Rule]:
     """Register the decorated function as the rule of `ops`.
 
-    A rule takes the `Context` and the node and returns the axes of the output: a tuple with one expression for each dim,
-    or a tuple of such tuples for an op with several outputs.
+    A rule takes the `Context` and the node and returns the axes of the output: a tuple with one
+    expression for each dim, or a tuple of such tuples for an op with several outputs.
 
     Args:
-        ops: Op names such as ``"aten::linear"`` or ``"mylib::my_op"``, with or without an overload, or Python functions.
+        ops: Op names such as ``"aten::linear"`` or ``"mylib::my_op"``, with or without an
+            overload, or Python functions.
 
     Example:
         >>> from fxcompress.rules import axis_rule
@@ -45,8 +47,8 @@ def axis_rule(*ops: str | Callable[..., Any]) -> Callable[[Rule], Rule]:
 def name_of(target: Any) -> str:
     """The name of what a node calls, for people and for the table."""
     if isinstance(target, OpOverload):
-        return target.name()
-    return getattr(target, "__name__", str(target))
+        return str(target.name())
+    return str(getattr(target, "__name__", target))
 
 
 def rule_for(node: fx.Node) -> Rule | None:
@@ -60,5 +62,9 @@ def rule_for(node: fx.Node) -> Rule | None:
 
 
 def is_pointwise(node: fx.Node) -> bool:
-    """Whether torch says that what `node` calls acts on each element alone."""
-    return isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+    """Whether torch says that what `node` calls, or its twin out of place, is element-wise."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    twin = getattr(torch.ops.aten, node.target._opname.removesuffix("_"), None)
+    twins = (node.target, getattr(twin, node.target._overloadname, None))
+    return any(torch.Tag.pointwise in op.tags for op in twins if isinstance(op, OpOverload))

@@ -1,21 +1,42 @@
-"""Rules of ops that only move elements: views, permutations, expansion, repetition, pixel shuffles."""
+"""Rules of ops that only give elements other indices: views, permutations, expansion, shuffles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import fx
 
 from fxcompress.axes import UNIT, Axes, Expr, product
-from fxcompress.graph import dynamic_dims
-from fxcompress.rules.context import Context, arguments, dims, position
+from fxcompress.graph import dtype_of, dynamic_dims
+from fxcompress.rules.context import Context, Output
+from fxcompress.rules.create import unknown
 from fxcompress.rules.registry import axis_rule
+from fxcompress.rules.schema import arguments, dims, packet_of, position
 
 
 def reshaped(ctx: Context, node: fx.Node, axes: Axes, shape: Sequence[int]) -> Axes:
-    """The axes of a row-major reshape: the product of all axes, split from the right."""
-    whole = product(axes)
-    return tuple(ctx.space.resolve(expr) for expr in ctx.split(whole, shape, node)) if shape else ()
+    """The axes of a row-major reshape.
+
+    The axes are taken in the smallest blocks, from the right, that have as many elements as a block
+    of the new sizes: (b 6 4) viewed as (b 8 3) entangles 6 and 4 but not b.
+    """
+    if 0 in shape:
+        ctx.freeze(axes, node, "nothing in it")
+        return ctx.opaque(node, "nothing in it")
+    rows, sizes = list(axes), list(shape)
+    out: list[Expr] = []
+    while rows or sizes:
+        block, wanted = [rows.pop()] if rows else [], [sizes.pop()] if sizes else []
+        have, want = product(block).size, wanted[0] if wanted else 1
+        while have != want and (rows if have < want else sizes):
+            if have < want:
+                block.insert(0, rows.pop())
+                have *= block[0].size
+            else:
+                wanted.insert(0, sizes.pop())
+                want *= wanted[0]
+        out[:0] = ctx.split(product(block), wanted, node) if wanted else ()
+    return tuple(map(ctx.space.resolve, out))
 
 
 def bind_list(ctx: Context, node: fx.Node, argument: str, axes: Sequence[Expr]) -> None:
@@ -25,71 +46,103 @@ def bind_list(ctx: Context, node: fx.Node, argument: str, axes: Sequence[Expr]) 
         ctx.bind(node, (place, number), expr)
 
 
-@axis_rule("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::unflatten")
+@axis_rule("aten::_unsafe_view", "aten::reshape", "aten::unflatten", "aten::view")
 def _view(ctx: Context, node: fx.Node) -> Axes:
     named = arguments(node)
-    out = reshaped(ctx, node, ctx.of(named["self"]), ctx.shape(node))
-    name = "size" if "size" in named else "shape" if "shape" in named else "sizes"
-    dim = named.get("dim", 0) % len(ctx.of(named["self"])) if name == "sizes" else 0
+    axes = ctx.of(named["self"])
+    out = reshaped(ctx, node, axes, ctx.shape(node))
+    name = next(name for name in ("size", "shape", "sizes") if name in named)
+    dim = named["dim"] % len(axes) if name == "sizes" else 0
     bind_list(ctx, node, name, out[dim : dim + len(named[name])])
     return out
 
 
+@axis_rule("aten::view.dtype")
+def _view_dtype(ctx: Context, node: fx.Node) -> Output:
+    """Bits read as another type of the same width."""
+    source = node.all_input_nodes[0]
+    if dtype_of(source).itemsize != dtype_of(node).itemsize:
+        return unknown(ctx, node)
+    axes = ctx.of(source)
+    ctx.barrier(axes, node, "aten::view.dtype")
+    return axes
+
+
 @axis_rule(
-    "aten::flatten", "aten::squeeze", "aten::unsqueeze", "aten::ravel", "aten::squeeze_", "aten::unsqueeze_", "aten::view_as",
-    "aten::reshape_as", "aten::atleast_1d",
+    "aten::atleast_1d", "aten::atleast_2d", "aten::atleast_3d", "aten::flatten", "aten::ravel",
+    "aten::reshape_as", "aten::squeeze", "aten::unsqueeze", "aten::view_as",
 )  # fmt: skip
 def _flatten(ctx: Context, node: fx.Node) -> Axes:
     """Merges and unit axes; no argument holds a size."""
     out = reshaped(ctx, node, ctx.of(node.args[0]), ctx.shape(node))
-    if len(node.all_input_nodes) == 2:
+    if packet_of(node) in ("aten::reshape_as", "aten::view_as"):
+        ctx.mark(node, ctx.loudness(node.args[0]))
         return ctx.broadcast([out, ctx.of(node.args[1])], node)
     return out
+
+
+@axis_rule("aten::view_as_real")
+def _view_as_real(ctx: Context, node: fx.Node) -> Axes:
+    return (*ctx.of(node.args[0]), ctx.fixed(2, node, "real and imaginary part"))
+
+
+@axis_rule("aten::view_as_complex")
+def _view_as_complex(ctx: Context, node: fx.Node) -> Axes:
+    *axes, parts = ctx.of(node.args[0])
+    ctx.freeze(parts, node, "real and imaginary part")
+    return tuple(axes)
 
 
 @axis_rule("aten::permute")
 def _permute(ctx: Context, node: fx.Node) -> Axes:
     axes = ctx.of(node.args[0])
-    return tuple(axes[dim] for dim in dims(node, arguments(node)["dims"], len(axes)))
+    order = arguments(node)["dims"]
+    return tuple(axes[dim] for dim in dims(order, len(axes))) if order else axes
 
 
-@axis_rule("aten::transpose", "aten::swapaxes", "aten::swapdims")
+@axis_rule("aten::swapaxes", "aten::swapdims", "aten::transpose")
 def _transpose(ctx: Context, node: fx.Node) -> Axes:
     axes = list(ctx.of(node.args[0]))
-    first, second = dims(node, tuple(node.args[1:3]), len(axes))
-    axes[first], axes[second] = axes[second], axes[first]
+    first, second = dims(node.args[1:3], len(axes))
+    if axes:
+        axes[first], axes[second] = axes[second], axes[first]
     return tuple(axes)
 
 
-@axis_rule("aten::movedim")
+@axis_rule("aten::moveaxis", "aten::movedim")
 def _movedim(ctx: Context, node: fx.Node) -> Axes:
     axes = ctx.of(node.args[0])
-    source, target = (dims(node, value, len(axes)) for value in node.args[1:3])
+    if not axes:
+        return axes
+    source, target = (dims(value, len(axes)) if value != [] else () for value in node.args[1:3])
     order = [dim for dim in range(len(axes)) if dim not in source]
     for place, dim in sorted(zip(target, source, strict=True)):
         order.insert(place, dim)
     return tuple(axes[dim] for dim in order)
 
 
-@axis_rule("aten::t", "aten::numpy_T", "aten::mT", "aten::adjoint")
+@axis_rule("aten::adjoint", "aten::mH", "aten::mT", "aten::numpy_T", "aten::t")
 def _t(ctx: Context, node: fx.Node) -> Axes:
     axes = ctx.of(node.args[0])
-    return axes[::-1] if "numpy_T" in str(node.target) else (*axes[:-2], *axes[-2:][::-1])
+    return axes[::-1] if packet_of(node) == "aten::numpy_T" else (*axes[:-2], *axes[-2:][::-1])
 
 
-@axis_rule("aten::expand", "aten::expand_as")
+@axis_rule("aten::broadcast_to", "aten::expand", "aten::expand_as")
 def _expand(ctx: Context, node: fx.Node) -> Axes:
     """New copies are a factor of their own, whose number may shrink."""
     axes, shape = ctx.of(node.args[0]), ctx.shape(node)
     own = (UNIT,) * (len(shape) - len(axes)) + axes
-    if str(node.target).startswith("aten.expand_as"):
-        return ctx.broadcast([own, ctx.of(node.args[1])], node)
-    fresh = ctx.free(node, "expanded to a size of the input")
-    out = tuple(
-        new if old.size == 1 and size > 1 else old
-        for old, new, size in zip(own, fresh, shape, strict=True)
-    )
-    bind_list(ctx, node, "size", out)
+    if packet_of(node) == "aten::expand_as":
+        out = ctx.broadcast([own, ctx.of(node.args[1])], node)
+    else:
+        fresh = ctx.free(node, "expanded to a size of the input")
+        out = tuple(
+            new if old.size == 1 and size != 1 else old
+            for old, new, size in zip(own, fresh, shape, strict=True)
+        )
+        bind_list(ctx, node, "size", out)
+    copies = (new for old, new in zip(own, out, strict=True) if old.size == 1)
+    ctx.mark(node, (*ctx.loudness(node.args[0]), *copies))
     return out
 
 
@@ -98,19 +151,22 @@ def _repeat(ctx: Context, node: fx.Node) -> Axes:
     """(copies axis): the copies are a factor whose number may shrink."""
     axes, shape = ctx.of(node.args[0]), ctx.shape(node)
     own = (UNIT,) * (len(shape) - len(axes)) + axes
-    dynamic = dynamic_dims(node)
     name = "repeats" if "repeats" in arguments(node) else "dims"
-    out: list[Expr] = []
-    for dim, (expr, size) in enumerate(zip(own, shape, strict=True)):
-        count = size // expr.size
-        copies = (
-            ctx.fixed(count, node, "copies")
-            if dim in dynamic
-            else ctx.space.fresh(count, f"{node.name}.{dim}")
-        )
-        ctx.bind(node, (position(node, name), dim), copies)
-        out.append(product((copies, expr)))
-    return tuple(out)
+    skipped = len(shape) - len(arguments(node)[name])
+    dynamic = dynamic_dims(node)
+    copies = [
+        UNIT if dim < skipped else _copies(ctx, node, shape[dim] // max(expr.size, 1), dim, dynamic)
+        for dim, expr in enumerate(own)
+    ]
+    bind_list(ctx, node, name, copies[skipped:])
+    ctx.mark(node, (*ctx.loudness(node.args[0]), *copies))
+    return tuple(product(pair) for pair in zip(copies, own, strict=True))
+
+
+def _copies(ctx: Context, node: fx.Node, count: int, dim: int, dynamic: Collection[int]) -> Expr:
+    if dim in dynamic or count == 0:
+        return ctx.fixed(count, node, "copies")
+    return ctx.space.fresh(count, f"{node.name}.{dim}")
 
 
 @axis_rule("aten::repeat_interleave.self_int")
@@ -121,9 +177,13 @@ def _repeat_interleave(ctx: Context, node: fx.Node) -> Axes:
         axes, dim = [product(axes)], 0
     else:
         dim = named["dim"] % len(axes)
-    copies = ctx.space.fresh(ctx.shape(node)[dim] // axes[dim].size, node.name)
+    count = ctx.shape(node)[dim] // max(axes[dim].size, 1)
+    copies = _copies(ctx, node, count, dim, dynamic_dims(node))
     ctx.bind(node, (position(node, "repeats"),), copies)
     axes[dim] = product((axes[dim], copies))
+    if named["output_size"] is not None:
+        ctx.bind(node, (position(node, "output_size"),), axes[dim])
+    ctx.mark(node, (*ctx.loudness(named["self"]), copies))
     return tuple(axes)
 
 
@@ -142,22 +202,24 @@ def _pixel_unshuffle(ctx: Context, node: fx.Node) -> Axes:
     factor = int(node.args[1])  # type: ignore[arg-type]
     tall, down = ctx.split(height, (height.size // factor, factor), node)
     wide, right = ctx.split(width, (width.size // factor, factor), node)
+    ctx.freeze((down, right), node, "position inside a pixel")
     return (*lead, product((channel, down, right)), tall, wide)
 
 
 @axis_rule("aten::channel_shuffle", "aten::native_channel_shuffle")
 def _channel_shuffle(ctx: Context, node: fx.Node) -> Axes:
+    """(groups units) becomes (units groups)."""
     batch, channel, *rest = ctx.of(node.args[0])
     groups = int(node.args[1])  # type: ignore[arg-type]
     outer, inner = ctx.split(channel, (groups, channel.size // groups), node)
-    ctx.freeze(outer, node, "groups of a channel shuffle")
+    ctx.bind(node, (1,), outer)
     return (batch, product((inner, outer)), *rest)
 
 
-@axis_rule("aten::flip", "aten::roll", "aten::rot90")
+@axis_rule("aten::flip", "aten::roll")
 def _flip(ctx: Context, node: fx.Node) -> Axes:
     """A reordered axis keeps no index where it was."""
     axes = ctx.of(node.args[0])
-    moved = dims(node, arguments(node)["dims"], len(axes))
-    ctx.freeze((axes[dim] for dim in moved), node, "reordered by index")
+    moved = dims(arguments(node)["dims"], len(axes))
+    ctx.freeze((axes[dim] for dim in moved if axes), node, "reordered by index")
     return axes

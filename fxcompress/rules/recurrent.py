@@ -1,0 +1,97 @@
+"""Rules of recurrent layers: the hidden units of all layers and directions are one group.
+
+The rows of the weights are (gates hidden), with four gates for an LSTM, three for a GRU and one for
+a plain layer. The states of all layers and directions are stacked in one tensor, so they share the
+hidden axis; the outputs of two directions stand side by side, [hidden | hidden].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from fxcompress.axes import Axes, Expr, concat, product
+from fxcompress.rules.context import Context, Output
+from fxcompress.rules.registry import axis_rule
+from fxcompress.rules.schema import arguments, packet_of
+
+GATES = {"aten::gru": 3, "aten::lstm": 4, "aten::rnn_relu": 1, "aten::rnn_tanh": 1}
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One layer in one direction: the rows of its weights are (gates hidden)."""
+
+    gates: int
+    hidden: Expr
+    output: Expr
+    batch: Expr
+    steps: Expr
+
+
+@axis_rule("aten::gru.input", "aten::lstm.input", "aten::rnn_relu.input", "aten::rnn_tanh.input")
+def _recurrent(ctx: Context, node: fx.Node) -> Output:
+    """Sequences are (b s i) or (s b i), states (layers b h)."""
+    named = arguments(node)
+    layers, directions = named["num_layers"], 1 + named["bidirectional"]
+    states = named["hx"] if isinstance(named["hx"], (tuple, list)) else (named["hx"],)
+    axes = ctx.of(named["input"])
+    batch, steps = axes[:2] if named["batch_first"] else axes[1::-1]
+    ctx.freeze(steps, node, "steps of a sequence")
+    params = list(named["params"])
+    size = len(params) // (layers * directions)
+    for state in states:
+        own = ctx.of(state)
+        ctx.freeze(own[0], node, "layers and directions")
+        batch = ctx.broadcast([(batch,), (own[1],)], node)[0]
+    output, hidden = ctx.of(states[0])[2], ctx.of(states[-1])[2]
+    if not any(len(ctx.of(param)) == 2 for param in params[2:size]):
+        ctx.unify(output, hidden, node)
+    cell = _Cell(GATES[packet_of(node)], hidden, output, batch, steps)
+    features = axes[2]
+    for layer in range(layers):
+        for direction in range(directions):
+            start = (layer * directions + direction) * size
+            _cell(ctx, node, cell, features, params[start : start + size])
+        features = concat((output,) * directions)
+    ctx.barrier((hidden, output), node, "gates of a recurrent layer")
+    ctx.mark(node, ctx.factors(axes[:2]) | _any_loud(ctx, states))
+    stacked = tuple(
+        (ctx.fixed(layers * directions, node, "layers and directions"), batch, ctx.of(state)[2])
+        for state in states
+    )
+    return ((*axes[:2], features), *stacked)
+
+
+def _any_loud(ctx: Context, operands: Any) -> frozenset[Any]:
+    return frozenset().union(*map(ctx.loudness, operands))
+
+
+def _cell(ctx: Context, node: fx.Node, cell: _Cell, features: Expr, params: list[fx.Node]) -> None:
+    """Tie the weights (and biases, and the projection of the output) of one layer and direction."""
+    inputs, recurrent, *rest = params
+    gates = ctx.fixed(cell.gates, node, "gates")
+    rows = product((gates, cell.hidden))
+    for weight, source in ((inputs, features), (recurrent, cell.output)):
+        own = ctx.of(weight)
+        ctx.unify(own[0], rows, node)
+        ctx.unify(own[1], source, node)
+        ctx.role(rows, weight, "produce", 0)
+        ctx.role(source, weight, "contract", 1)
+        ctx.flops(node, (cell.batch, cell.steps, rows, source))
+    for bias in (param for param in rest if len(ctx.of(param)) == 1):
+        ctx.unify(ctx.of(bias)[0], rows, node)
+        ctx.role(rows, bias, "affine", 0)
+    for projection in (param for param in rest if len(ctx.of(param)) == 2):
+        _project(ctx, node, cell, projection)
+
+
+def _project(ctx: Context, node: fx.Node, cell: _Cell, projection: fx.Node) -> None:
+    own: Axes = ctx.of(projection)
+    ctx.unify(own[0], cell.output, node)
+    ctx.unify(own[1], cell.hidden, node)
+    ctx.role(cell.output, projection, "produce", 0)
+    ctx.role(cell.hidden, projection, "contract", 1)
+    ctx.flops(node, (cell.batch, cell.steps, cell.output, cell.hidden))
