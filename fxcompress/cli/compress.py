@@ -1,0 +1,181 @@
+"""``plan`` and ``compile``: what passes would do to a model, and doing it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+from safetensors.torch import save_model
+from torch import nn
+
+from fxcompress.cli import options
+from fxcompress.cli.answers import Answer, Tell, answer
+from fxcompress.cli.models import Request
+from fxcompress.cli.planning import planned
+from fxcompress.cli.recipes import Sizes, make_passes
+from fxcompress.errors import WriteBackError
+from fxcompress.export import check, to_onnx
+from fxcompress.loaders import Loaded
+from fxcompress.program import Program
+
+
+def plan(
+    model: options.Model,
+    passes: options.Passes = None,
+    ratio: options.Ratio = None,
+    flops: options.Flops = None,
+    macs: options.Macs = None,
+    params: options.Params = None,
+    size: options.Bytes = None,
+    everywhere: options.Global = False,
+    round_to: options.RoundTo = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    inputs: options.Input = None,
+    weights: options.Weights = None,
+    pin: options.Pin = None,
+    static: options.Static = False,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Say what passes would do to a model, and what the result would cost. Nothing is written."""
+    sizes = Sizes(ratio, flops, macs, params, size, everywhere, round_to, include, exclude)
+    request = Request(model, inputs, weights, seed, static, pin)
+
+    def work(tell: Tell) -> Answer:
+        wanted = make_passes(passes or (), sizes)
+        if not wanted:
+            raise typer.BadParameter("nothing to plan; give --ratio, --flops or --pass")
+        found = planned(request.program(tell), wanted, tell)
+        return Answer({"model": model, **found.to_dict()}, found)
+
+    answer(work, as_json=json)
+
+
+def compile(
+    model: options.Model,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to save the program: a directory, or a file that ends in .fxc. By default "
+            "a file in this directory that is called after the model.",
+        ),
+    ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(help="Export to this file too, and check it in onnxruntime.")
+    ] = None,
+    write_back: Annotated[
+        Path | None,
+        typer.Option(
+            help="Put the result into the model's own class and write its state dict, or for "
+            "Hugging Face models a directory."
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page.")] = None,
+    passes: options.Passes = None,
+    ratio: options.Ratio = None,
+    flops: options.Flops = None,
+    macs: options.Macs = None,
+    params: options.Params = None,
+    size: options.Bytes = None,
+    everywhere: options.Global = False,
+    round_to: options.RoundTo = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    inputs: options.Input = None,
+    weights: options.Weights = None,
+    pin: options.Pin = None,
+    static: options.Static = False,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Compress a model, verify every pass, and save the program."""
+    sizes = Sizes(ratio, flops, macs, params, size, everywhere, round_to, include, exclude)
+    request = Request(model, inputs, weights, seed, static, pin)
+
+    def work(tell: Tell) -> Answer:
+        wanted = make_passes(passes or (), sizes)
+        loaded = request.load(tell)
+        program = request.program(tell, wanted, loaded=loaded)
+        made = _Made(program, output or _default_output(model))
+        tell(f"save {made.output}")
+        program.save(made.output)
+        if html:
+            made.add("report", program.report.to_html(html))
+        if write_back:
+            tell("write back")
+            _write_back(program, loaded, write_back)
+            made.add("write_back", write_back)
+        if onnx:
+            tell("export to ONNX and check in onnxruntime")
+            made.export(onnx)
+        return made.answer()
+
+    answer(work, as_json=json)
+
+
+class _Made:
+    """A program, and the files that came of it."""
+
+    def __init__(self, program: Program, output: Path) -> None:
+        self.output = output
+        self._program = program
+        self._files = {"program": output}
+        self._onnx: dict[str, Any] = {}
+        self._lines: list[str] = []
+        self._failed: str | None = None
+
+    def add(self, name: str, path: Path) -> None:
+        self._files[name] = path
+
+    def export(self, path: Path) -> None:
+        """Write the ONNX file and check it; a failed check fails the command."""
+        file = to_onnx(self._program, path)
+        checked = check(path, self._program, raise_on_failure=False)
+        self.add("onnx", path)
+        self._onnx = {"onnx": file.to_dict(), "check": checked.to_dict()}
+        self._lines.append(str(checked))
+        if not checked.ok:
+            self._failed = f"{path} differs from the program"
+
+    def answer(self) -> Answer:
+        data = {
+            "report": self._program.report.to_dict(),
+            "files": {name: str(path) for name, path in self._files.items()},
+            "history": list(self._program.history),
+            **self._onnx,
+        }
+        lines = [*self._lines, *(f"{name}: {path}" for name, path in self._files.items())]
+        view: RenderableType = Group(self._program.report, *(Text(line) for line in lines))
+        return Answer(data, view, self._failed)
+
+
+def _write_back(program: Program, loaded: Loaded, target: Path) -> None:
+    if loaded.program is not None or not isinstance(loaded.model, nn.Module):
+        raise WriteBackError(
+            f"{loaded.label} is a graph without its class; give --write-back where the model comes "
+            "from a factory, torchvision, timm or Hugging Face"
+        )
+    smaller = program.write_back(loaded.model)
+    if target.suffix == ".safetensors":
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_model(smaller, str(target))
+    elif callable(save := getattr(smaller, "save_pretrained", None)):
+        save(target)
+    else:
+        raise WriteBackError(
+            f"{target}: give a file that ends in .safetensors; only Hugging Face models write "
+            "directories"
+        )
+
+
+def _default_output(model: str) -> Path:
+    """A file in the current directory, named after the model."""
+    name = Path(model).stem if Path(model).suffix in (".pt2", ".fxc") else model.partition(":")[2]
+    return Path(re.sub(r"[^\w.-]+", "-", name).strip("-.") or "program").with_suffix(".fxc")

@@ -1,0 +1,63 @@
+"""From what was written on the command line to a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fxcompress.cli.answers import Tell
+from fxcompress.compiler import apply, compile
+from fxcompress.loaders import Loaded, load_model
+from fxcompress.program import Pass, Program
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model and how to capture it."""
+
+    spec: str
+    inputs: Sequence[str] | None = None
+    weights: Path | None = None
+    seed: int = 0
+    static: bool = False
+    pin: Sequence[str] | None = None
+
+    def load(self, tell: Tell) -> Loaded:
+        """The model with its example inputs."""
+        tell(f"load {self.spec}")
+        return load_model(self.spec, self.inputs or (), weights=self.weights, seed=self.seed)
+
+    def program(
+        self,
+        tell: Tell,
+        passes: Sequence[Pass] = (),
+        *,
+        verify: bool = True,
+        loaded: Loaded | None = None,
+    ) -> Program:
+        """The program after the passes; a saved program goes on from where it was."""
+        loaded = loaded or self.load(tell)
+        if loaded.program is None:
+            program = compile(
+                loaded.model,
+                loaded.args,
+                loaded.kwargs,
+                passes=passes,
+                dynamic=None if self.static else "batch",
+                pin=self.pin or (),
+                verify=verify,
+                seed=self.seed,
+                on_progress=tell,
+            )
+            return _called(program, loaded.label)
+        program = replace(loaded.program, pin=(*loaded.program.pin, *(self.pin or ())))
+        for one in passes:
+            tell(f"{one}")
+            program = apply(program, one, verify=verify)
+        return program
+
+
+def _called(program: Program, label: str) -> Program:
+    """The report speaks of the model as the user did."""
+    return replace(program, report=replace(program.report, model=label))

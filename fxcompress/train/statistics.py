@@ -1,0 +1,100 @@
+"""BatchNorm's running statistics, anew from data: what a compressed net needs first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fxcompress.graph import CapturedModule, aten, find_tensor, parameter_of
+from fxcompress.task import Task
+from fxcompress.train.batches import batches_of, call, size_of
+
+_TRAINING, _MOMENTUM = 5, 6  # places in the arguments of aten.batch_norm
+
+
+def recalibrate(module: nn.Module, task: Task, batches: int | None = None) -> int:
+    """Renew the running statistics of BatchNorm: the plain mean over the data, in place.
+
+    Weights stay, and so does everything else that differs between training and evaluation.
+
+    Args:
+        module: A program's module, or any other.
+        task: Whose data are run; labels are not looked at.
+        batches: How many of them; None for all.
+
+    Returns:
+        How many running statistics were renewed.
+    """
+    with torch.no_grad(), _latest_statistics(module) as buffers:
+        sums = [torch.zeros_like(buffer) for buffer in buffers]
+        weight = 0
+        for number, (inputs, _) in enumerate(batches_of(module, task) if buffers else ()):
+            if batches is not None and number >= batches:
+                break
+            call(module, task, inputs)
+            size = size_of(inputs)
+            weight += size
+            for total, buffer in zip(sums, buffers, strict=True):
+                total.add_(buffer, alpha=size)
+        if weight:
+            for total, buffer in zip(sums, buffers, strict=True):
+                buffer.copy_(total / weight)
+    return len(buffers)
+
+
+@contextmanager
+def _latest_statistics(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Every BatchNorm normalises by its batch and keeps that batch's statistics, for a while.
+
+    Gives the buffers that hold them.
+    """
+    change = _captured(module) if isinstance(module, CapturedModule) else _layers(module)
+    with change as buffers:
+        yield list({id(buffer): buffer for buffer in buffers}.values())
+
+
+@contextmanager
+def _captured(module: CapturedModule) -> Iterator[list[Tensor]]:
+    nodes = [
+        node
+        for node in module.graph.nodes
+        if node.target == aten.batch_norm.default and node.args[3] is not None
+    ]
+    before = [node.args for node in nodes]
+    buffers = []
+    for node in nodes:
+        args = [*node.args]
+        args[_TRAINING], args[_MOMENTUM] = True, 1.0
+        node.args = tuple(args)
+        names = (parameter_of(node.args[3]), parameter_of(node.args[4]))
+        buffers += [find_tensor(module, name) for name in names if name]
+    module.recompile()
+    try:
+        yield [buffer for buffer in buffers if buffer is not None]
+    finally:
+        for node, args in zip(nodes, before, strict=True):
+            node.args = args
+        module.recompile()
+
+
+@contextmanager
+def _layers(module: nn.Module) -> Iterator[list[Tensor]]:
+    layers = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+    ]
+    before = [(layer.training, layer.momentum) for layer in layers]
+    buffers = []
+    for layer in layers:
+        layer.training, layer.momentum = True, 1.0
+        buffers += [layer.running_mean, layer.running_var]
+    try:
+        yield [buffer for buffer in buffers if buffer is not None]
+    finally:
+        for layer, (training, momentum) in zip(layers, before, strict=True):
+            layer.training, layer.momentum = training, momentum
