@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.axes import Axes, Expr, Factor, leaves
+from fxcompress.canonicalize.norms import absorb_neutral_norms
 from fxcompress.coupling import Coupling
 from fxcompress.errors import PlanError
 from fxcompress.graph import (
@@ -259,15 +260,14 @@ def _add_bias(new: CapturedModule, names: Names, node: fx.Node, weight: str, val
 
 
 def _reparametrize(new: CapturedModule, edit: Reparametrize) -> None:
-    """Read the parameter through a small module: one call_module node right after the parameter's
-    own.
-    """
-    source = next(n for n in new.graph.nodes if n.op == "get_attr" and n.target == edit.parameter)
+    """Read the parameter through a small module, wherever it is read."""
     name = f"{REPARAMETRIZED}.{edit.parameter.replace('.', '_')}"
     new.add_submodule(name, edit.module)
-    users = list(source.users)
-    with new.graph.inserting_after(source):
-        made = new.graph.call_module(name, (source,))
-    made.meta["val"] = source.meta["val"]
-    for user in users:
-        user.replace_input_with(source, made)
+    sources = [n for n in new.graph.find_nodes(op="get_attr") if n.target == edit.parameter]
+    for source in sources:
+        users = list(source.users)
+        with new.graph.inserting_after(source):
+            made = new.graph.call_module(name, (source,))
+        made.meta["val"] = source.meta["val"]
+        for user in users:
+            user.replace_input_with(source, made)
