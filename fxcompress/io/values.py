@@ -80,9 +80,9 @@ class Encoder:
         leaves, spec = pytree.tree_flatten(value)
         if spec.is_leaf():
             raise FxCompressError(
-                f"{where} holds a {type(value).__name__}, which a file without code cannot hold; "
-                "give tensors, numbers, strings, lists, tuples and dicts, or register the class with "
-                "torch.export.register_dataclass"
+                f"{where} holds a {type(value).__name__}, which no file without code can hold; "
+                "give tensors, numbers, strings, lists, tuples and dicts, or register the class "
+                "with torch.export.register_dataclass"
             )
         return "tree", [dump_spec(spec, where), self._all(leaves, where)]
 

@@ -16,43 +16,27 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from fxcompress.graph import CapturedModule, aten, find_tensor
+from fxcompress.graph import CapturedModule, find_tensor, is_tensor
 from fxcompress.verify import flat_inputs
 from fxcompress.writeback.evidence import integers
 
-_ATTENTION = aten.scaled_dot_product_attention.default
-_PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.mm.default}
-_FACTORS = {aten.mul.Tensor: 1, aten.mul.Scalar: 1, aten.div.Tensor: -1, aten.div.Scalar: -1}
-_THROUGH = {
-    aten.cat.default,
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.expand.default,
-    aten.flatten.using_ints,
-    aten.neg.default,
-    aten.permute.default,
-    aten.reshape.default,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.split_with_sizes.default,
-    aten.squeeze.dim,
-    aten.sub.Tensor,
-    aten.add.Tensor,
-    aten.to.dtype,
-    aten.transpose.int,
-    aten.unbind.int,
-    aten.unflatten.int,
-    aten.unsqueeze.default,
-    aten.view.default,
-    operator.getitem,
+_ATTENTION = "scaled_dot_product_attention"
+_PRODUCTS = {"bmm", "matmul", "mm"}
+_FACTORS = {"div": -1, "mul": 1}
+_THROUGH = frozenset(
+    """
+    add cat clone contiguous expand flatten getitem index_select movedim neg permute reshape select
+    slice split_with_sizes squeeze sub to transpose unbind unflatten unsqueeze view
+    """.split()  # noqa: SIM905
+)
+"""Operators by which a multiple of their input stays one."""
+_ANCHORS: dict[str, tuple[tuple[int, int], ...]] = {
+    "addmm": ((2, 1), (0, 0)),
+    "layer_norm": ((2, 0), (3, 0)),
+    "linear": ((1, 0), (2, 0)),
+    "rms_norm": ((2, 0),),
 }
-_ANCHORS: dict[Any, tuple[tuple[int, int], ...]] = {
-    aten.linear.default: ((1, 0), (2, 0)),
-    aten.addmm.default: ((2, 1), (0, 0)),
-    aten.layer_norm.default: ((2, 0), (3, 0)),
-    aten.rms_norm.default: ((2, 0),),
-}
-"""Where the queries can be scaled: arguments that hold parameters, with the axis of the features."""
+"""Where queries can be scaled: the arguments that hold parameters, with their axis of features."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +74,7 @@ def rescale_queries(
     done: dict[tuple[str, int], float] = {}
     for site, anchor in anchors.items():
         assert anchor is not None
-        for position, axis in _ANCHORS[anchor.target]:
+        for position, axis in _ANCHORS[_operator(anchor)]:
             _scale(model, anchor, position, axis, masks[site], site.ratio, done)
     return True
 
@@ -105,15 +89,22 @@ def _sites(found: CapturedModule, wanted: CapturedModule) -> list[_Site]:
         twin = twins.get(node.name)
         if twin is None or twin.target != node.target or _integers(node) != _integers(twin):
             return []
-        if node.target is _ATTENTION:
+        if _operator(node) == _ATTENTION:
             ratio = twin.kwargs["scale"] / node.kwargs["scale"]
-        elif node.target in _FACTORS and isinstance(node.args[1], float):
-            ratio = (twin.args[1] / node.args[1]) ** _FACTORS[node.target]
+        elif _operator(node) in _FACTORS and isinstance(node.args[1], float):
+            ratio = (twin.args[1] / node.args[1]) ** _FACTORS[_operator(node)]
         else:
             continue
         if abs(ratio - 1) > 1e-12:
             sites.append(_Site(node.args[0], ratio))
     return sites
+
+
+def _operator(node: fx.Node) -> str:
+    """The operator's name: ``view`` for ``aten.view.default``; empty for what is no operator."""
+    if isinstance(node.target, OpOverload):
+        return node.target._schema.name.partition("::")[2]
+    return "getitem" if node.target is operator.getitem else ""
 
 
 def _integers(node: fx.Node) -> list[Any]:
@@ -129,29 +120,32 @@ def _anchor(value: fx.Node) -> fx.Node | None:
         if node in seen:
             continue
         seen.add(node)
-        if node.target in _ANCHORS:
+        if _operator(node) in _ANCHORS:
             anchors.add(node)
-        elif node.target in _PRODUCTS:
+        elif _operator(node) in _PRODUCTS:
             stack.append(node.args[0])  # type: ignore[arg-type]
-        elif node.target in _FACTORS:
+        elif _operator(node) in _FACTORS:
             operands = [operand for operand in node.all_input_nodes if _depends_on_layer(operand)]
             if len(operands) != 1:
                 return None
             stack += operands
-        elif node.target in _THROUGH:
-            stack += node.all_input_nodes
+        elif _operator(node) in _THROUGH:
+            stack += [operand for operand in node.all_input_nodes if _is_data(operand)]
         else:
             return None
     return anchors.pop() if len(anchors) == 1 else None
+
+
+def _is_data(node: fx.Node) -> bool:
+    """Whether the node yields tensors, and not the size of one."""
+    return is_tensor(node) or isinstance(node.meta.get("val"), list | tuple)
 
 
 def _depends_on_layer(node: fx.Node) -> bool:
     stack, seen = [node], set()
     while stack:
         current = stack.pop()
-        if current in _ANCHORS or (
-            isinstance(current.target, OpOverload) and current.target in _ANCHORS
-        ):
+        if _operator(current) in _ANCHORS:
             return True
         if current not in seen:
             seen.add(current)
@@ -162,7 +156,7 @@ def _depends_on_layer(node: fx.Node) -> bool:
 def _features(
     found: CapturedModule, anchors: dict[_Site, fx.Node], args: Any, kwargs: Any
 ) -> dict[_Site, Tensor] | None:
-    """For each site the features of its layer that reach it; None if one of them also reaches anything else."""
+    """For each site the features of its layer that reach it; None if one reaches anything else."""
     runner = _Watching(found, set(anchors.values()), {site.value for site in anchors})
     with torch.enable_grad():
         flat = flat_inputs(found, args, kwargs)

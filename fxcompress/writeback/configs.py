@@ -1,4 +1,7 @@
-"""Configurations in the manner of Hugging Face: fields that describe every layer at once, mended where all layers agree."""
+"""Configurations in the manner of Hugging Face, whose fields describe every layer at once.
+
+They are mended where all layers agree.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,7 @@ def _heads(before: nn.Module, after: nn.Module) -> Iterator[tuple[str, int, int]
     dims = [_attribute(module, _HEAD_DIM) for module in (before, after)]
     if not all(dims):
         return
-    yield "head_dim", *dims
+    yield "head_dim", dims[0], dims[1]
     for kind, names in (("heads", _QUERY), ("key_value_heads", _KEY)):
         for name in names:
             if find_tensor(after, f"{name}.weight") is not None:

@@ -1,4 +1,4 @@
-"""Which sizes changed where: the dense graph beside the smaller one, seen from every module of the user's.
+"""Which sizes changed where: the dense graph beside the smaller one, seen from every module.
 
 Two sources speak. The axes of a parameter are expressions over factors, so ``(3 heads dims)``
 before and after says what became of the heads. And the integers that nodes are called with, a
@@ -9,13 +9,14 @@ to the module, so that findings in several modules of one class can be compared.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from math import prod
 from typing import Any
 
 from torch import fx
+from torch._ops import OpOverload
 
 from fxcompress.axes import Concat, Expr, Product
 from fxcompress.coupling import couple
@@ -23,6 +24,8 @@ from fxcompress.graph import CapturedModule
 
 Key = tuple[Any, ...]
 _MOST_PARTS = 6
+_POSITIONS = {"axis", "dim", "dim0", "dim1", "dims", "end_dim", "index", "start_dim"}
+"""Arguments that number an axis, which is no size."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,16 @@ def integers(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
             yield from integers(item, (*place, key))
 
 
+def _argument_name(node: fx.Node, place: tuple[Any, ...]) -> str:
+    """What the operator calls the argument at `place`."""
+    kind, which, *_ = place
+    if kind == 1:
+        return str(which)
+    if not isinstance(node.target, OpOverload):
+        return "index"  # operator.getitem and arithmetic on sizes
+    return str(node.target._schema.arguments[which].name)
+
+
 def _ancestors(path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every module above `path`, itself included, with the names that lead from it to `path`."""
     parts = tuple(path.split(".")) if path else ()
@@ -100,19 +113,22 @@ def _axis_findings(
 
 
 def _runs(old: Expr, new: Expr) -> Iterator[tuple[Key, int, int]]:
-    """Every stretch of an axis that has a size: the whole, factors side by side, parts of a concatenation."""
+    """Every stretch of an axis that has a size: the whole, neighbouring factors, parts."""
     yield (), old.size, new.size
     if isinstance(old, Concat):
         parts = new.parts if isinstance(new, Concat) else ()
         if len(parts) == len(old.parts):
             for index, pair in enumerate(zip(old.parts, parts, strict=True)):
-                for run, *sizes in _runs(*pair):
-                    yield ("part", index, *run), *sizes  # type: ignore[misc]
+                for run, before, after in _runs(*pair):
+                    yield ("part", index, *run), before, after
             for end in range(2, len(parts)):
-                sums = (sum(part.size for part in side.parts[:end]) for side in (old, new))  # type: ignore[union-attr]
-                yield ("upto", end), *sums  # type: ignore[misc]
+                yield ("upto", end), _total(old.parts[:end]), _total(parts[:end])
     elif isinstance(old, Product):
         yield from _product_runs(old, new)
+
+
+def _total(parts: Iterable[Expr]) -> int:
+    return sum(part.size for part in parts)
 
 
 def _product_runs(old: Product, new: Expr) -> Iterator[tuple[Key, int, int]]:
@@ -149,5 +165,5 @@ def _argument_findings(
             continue
         after = dict(integers((twin.args, twin.kwargs)))
         for place, old in integers((node.args, node.kwargs)):
-            if place in after:
+            if place in after and _argument_name(node, place) not in _POSITIONS:
                 yield node, place, old, after[place], ordinal

@@ -1,4 +1,7 @@
-"""The numeric gate: a model of the user's class against the graph, at the example inputs and at another batch size."""
+"""The numeric gate: a model of the user's class against the graph.
+
+Both run on the example inputs and, where an axis is free, on inputs of another size.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which attributes a forward reads: only those can decide whether a model computes the right thing."""
+"""Which attributes a forward reads: only those decide whether a model computes the right thing."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxcompress.capture import DynamicSpec, capture
 from fxcompress.writeback.gate import evaluating
 
 
 def attributes_read(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic: DynamicSpec
 ) -> frozenset[tuple[str, str]]:
-    """The (module path, attribute) pairs that ``model(*args, **kwargs)`` reads. The model is not changed."""
+    """The (module path, attribute) pairs that running and exporting `model` read."""
     twin = copy.deepcopy(model)
     found: set[tuple[str, str]] = set()
     for path, module in list(twin.named_modules()):
         module.__class__ = _listening(type(module), path, found)
     with torch.no_grad(), evaluating(twin):
         twin(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
+    # Some classes take another way when they are traced.
+    capture(twin, args, kwargs, dynamic)
     return frozenset(found)
 
 
@@ -30,8 +33,7 @@ def _listening(cls: type[nn.Module], path: str, found: set[tuple[str, str]]) -> 
 
     def noting(self: nn.Module, name: str) -> Any:
         found.add((path, name))
-        return super(subclass, self).__getattribute__(name)
+        return cls.__getattribute__(self, name)
 
     names = {"__getattribute__": noting, "__module__": cls.__module__}
-    subclass = type(cls.__name__, (cls,), names)
-    return subclass
+    return type(cls.__name__, (cls,), names)

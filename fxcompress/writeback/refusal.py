@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+import fxcompress.errors
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, capture
 from fxcompress.errors import CaptureError
@@ -18,23 +20,31 @@ from fxcompress.writeback.attention import differences
 from fxcompress.writeback.evidence import Evidence, module_path
 from fxcompress.writeback.gate import Verdict, evaluating
 
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+_LIBRARIES = tuple(
+    f"{Path(file).parent}{os.sep}" for file in (torch.__file__, fxcompress.errors.__file__)
+)
 _WAY_OUT = (
-    "the graph itself is right and remains available as program.module; or exclude the layers in question "
-    "from pruning (exclude=[...]), or make the line follow the shapes"
+    "the graph itself is right and remains available as program.module; or exclude the layers in "
+    "question from pruning (exclude=[...]), or make the line follow the shapes"
 )
 
 
 def explain(
     result: nn.Module,
+    original: nn.Module,
     verdict: Verdict,
     wanted: CapturedModule,
     evidence: Evidence,
-    given: Any,
     dynamic: DynamicSpec,
+    given: Any,
 ) -> str:
-    """The message for a candidate that did not pass the gate."""
+    """The message for a candidate that did not pass a gate."""
     name = type(result).__name__
+    if isinstance(verdict.failure, CaptureError):
+        return (
+            f"{name} computes the right numbers with the smaller parameters, but torch.export "
+            f"refuses it now; use program.module instead. {verdict.failure}"
+        )
     if verdict.failure is not None:
         path = _failing_module(result, given)
         lines = [f"{name} does not run with the smaller parameters: {_first_line(verdict.failure)}"]
@@ -42,8 +52,8 @@ def explain(
     else:
         path, reason = _first_difference(result, wanted, given, dynamic)
         lines = [
-            f"{name} runs with the smaller parameters but gives other numbers than the graph: relative error "
-            f"{verdict.error:.2g}, allowed {verdict.tolerance:.2g}",
+            f"{name} runs with the smaller parameters but gives other numbers than the graph: "
+            f"relative error {verdict.error:.2g}, allowed {verdict.tolerance:.2g}",
             *reason,
         ]
     if path is not None:
@@ -51,7 +61,9 @@ def explain(
         lines.append(
             f"  in the module '{path}' ({type(module).__name__})" if path else f"  in {name} itself"
         )
-        lines += [f"  {words}" for words in _conflicts(module, path, evidence)]
+        lines += [
+            f"  {words}" for words in _conflicts(original.get_submodule(path), path, evidence)
+        ]
     return "\n".join([*lines, f"  {_WAY_OUT}"])
 
 
@@ -91,7 +103,7 @@ def _first_difference(
 ) -> tuple[str | None, list[str]]:
     """Where the class's graph first departs from the one it should have."""
     try:
-        found = canonicalize(capture(result, *given, dynamic).module)
+        found = canonicalize(capture(result, given[0], given[1], dynamic).module)
     except CaptureError:
         return None, []
     for node, words in differences(found, wanted):
@@ -119,4 +131,7 @@ def _conflicts(module: nn.Module, path: str, evidence: Evidence) -> Iterator[str
         asked = {f.new: f.node for f in findings if f.old == value}
         if len(asked) > 1 and set(asked) != {value}:
             wishes = ", ".join(f"{new} (at {node})" for new, node in sorted(asked.items()))
-            yield f"its attribute '{name}' was {value}, and the graph asks for {wishes}: one number cannot be all"
+            yield (
+                f"its attribute '{name}' was {value}, and the graph asks for {wishes}: "
+                "one number cannot be all"
+            )

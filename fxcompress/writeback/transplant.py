@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from fxcompress.errors import WriteBackError
 from fxcompress.graph import CapturedModule, find_tensor
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -18,8 +21,8 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def transplant(small: CapturedModule, original: nn.Module, dense: CapturedModule) -> nn.Module:
-    """A copy of `original` that holds copies of the tensors of `small`; its attributes are still the old ones.
+def transplant(small: CapturedModule, original: Model, dense: CapturedModule) -> Model:
+    """A copy of `original` that holds copies of the tensors of `small`, its attributes still old.
 
     Tensors that share keep sharing. A constant that only the graph has is left to the class, which
     computes it.
@@ -41,8 +44,9 @@ def transplant(small: CapturedModule, original: nn.Module, dense: CapturedModule
         if owner is None or not (name in places or _is_open(owner, leaf)):
             if name not in computed:
                 raise WriteBackError(
-                    f"{type(original).__name__} has no place for '{name}' {list(tensor.shape)}, which the "
-                    "smaller graph holds; give the model that was compiled, or use program.module"
+                    f"{type(original).__name__} has no place for '{name}' {list(tensor.shape)}, "
+                    "which the smaller graph holds; give the model that was compiled, "
+                    "or use program.module"
                 )
             continue
         if id(tensor) not in copies:
@@ -52,7 +56,7 @@ def transplant(small: CapturedModule, original: nn.Module, dense: CapturedModule
 
 
 def drop_unread(result: nn.Module, small: CapturedModule, dense: CapturedModule) -> None:
-    """Replace by nothing each normalisation that the dense graph had and the smaller one was rid of."""
+    """Replace by nothing each BatchNorm that the dense graph had and the smaller one has not."""
     read = _names_read(dense) - _names_read(small)
     for name in read:
         path, _, leaf = name.rpartition(".")
@@ -74,7 +78,7 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module | None, str]:
 
 
 def _is_open(owner: nn.Module, leaf: str) -> bool:
-    """Whether the module has declared this parameter and left it empty, as for ``bias=False``, or keeps a plain tensor."""
+    """Whether the module declares this parameter but has none, or holds a plain tensor."""
     return leaf in owner._parameters or find_tensor(owner, leaf) is not None
 
 

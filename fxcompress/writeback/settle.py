@@ -1,0 +1,117 @@
+"""Choose the values of attributes, best explanations first, until the model passes its gates."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
+
+from fxcompress.canonicalize import canonicalize
+from fxcompress.capture import DynamicSpec, capture
+from fxcompress.errors import CaptureError
+from fxcompress.graph import CapturedModule
+from fxcompress.writeback.attention import rescale_queries
+from fxcompress.writeback.attributes import Decision
+from fxcompress.writeback.gate import Gate, Verdict
+
+_TRIES = 96
+_EXPORTS = 6
+
+
+def settle(
+    result: nn.Module,
+    gate: Gate,
+    found: list[Decision],
+    read: frozenset[tuple[str, str]],
+    dynamic: DynamicSpec,
+) -> Verdict:
+    """Set the attributes of `result`; the verdict on what came of it.
+
+    Args:
+        result: Has its new parameters and its old attributes.
+        gate: Measures it.
+        found: What may have to change.
+        read: The attributes that matter; of the others only those are set that leave no doubt.
+        dynamic: What to ask of torch.export.
+    """
+    search = _Search(result, gate, [one for one in found if one.touches(read)], dynamic)
+    for decision in found:
+        if not decision.touches(read) and decision.firm:
+            decision.apply(result, 0)
+    return search.run()
+
+
+class _Search:
+    """Tries combinations of explanations; few are exported, for that is the slower gate."""
+
+    def __init__(
+        self, result: nn.Module, gate: Gate, open_: list[Decision], dynamic: DynamicSpec
+    ) -> None:
+        self.result = result
+        self.gate = gate
+        self.open = open_
+        self.dynamic = dynamic
+        self.exports = 0
+
+    def run(self) -> Verdict:
+        near: list[tuple[int, ...]] = []
+        refused: Verdict | None = None
+        for combination in _combinations([len(decision.options) for decision in self.open]):
+            self._apply(combination)
+            verdict = self.gate.measure(self.result)
+            if verdict.ok:
+                verdict, _ = self._export(verdict)
+                refused = refused or verdict
+            if verdict.ok:
+                return verdict
+            if verdict.near:
+                near.append(combination)
+            if self.exports >= _EXPORTS:
+                break
+        return refused or self._rescale(near)
+
+    def _rescale(self, near: list[tuple[int, ...]]) -> Verdict:
+        """Where only the numbers are wrong, the scale of attention may be why."""
+        for combination in near[:_EXPORTS]:
+            self._apply(combination)
+            _, graph = self._export(Verdict(0.0, 0.0))
+            inputs = self.gate.inputs[0]
+            if graph is not None and rescale_queries(self.result, graph, self.gate.graph, *inputs):
+                return self._export(self.gate.measure(self.result))[0]
+        self._apply(near[0] if near else (0,) * len(self.open))
+        return self.gate.measure(self.result)
+
+    def _apply(self, combination: tuple[int, ...]) -> None:
+        for decision, option in zip(self.open, combination, strict=True):
+            decision.apply(self.result, option)
+
+    def _export(self, verdict: Verdict) -> tuple[Verdict, CapturedModule | None]:
+        """Capture the candidate again; its graph has to pass too.
+
+        Some classes compute otherwise when they are traced.
+        """
+        self.exports += 1
+        args, kwargs = self.gate.inputs[0]
+        try:
+            graph = canonicalize(capture(self.result, args, kwargs, self.dynamic).module)
+        except CaptureError as error:
+            return replace(verdict, failure=error), None
+        return (self.gate.measure(graph) if verdict.ok else verdict), graph
+
+
+def _combinations(counts: list[int]) -> Iterator[tuple[int, ...]]:
+    """Index tuples below `counts`, those of the smallest sum first, up to a limit."""
+    start = (0,) * len(counts)
+    heap, seen = [(0, start)], {start}
+    for _ in range(_TRIES):
+        if not heap:
+            return
+        total, current = heapq.heappop(heap)
+        yield current
+        for position, count in enumerate(counts):
+            following = (*current[:position], current[position] + 1, *current[position + 1 :])
+            if current[position] + 1 < count and following not in seen:
+                seen.add(following)
+                heapq.heappush(heap, (total + 1, following))
