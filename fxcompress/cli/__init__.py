@@ -29,17 +29,24 @@ for _command in (inspect, explain, plan, compile, check, bench, demo):
     app.command()(_command)
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
+def _tell_version(asked: bool) -> None:
+    if asked:
         typer.echo(fxcompress.__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_tell_version),
+    ] = False,
+) -> None:
+    """What comes before a command."""
 
 
 def main() -> None:
     """Run the command line; third parties' warnings and log lines stay out of the answer."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    app()
+    app(prog_name="fxcompress")

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+import fxcompress
+from fxcompress.cli import app
+from fxcompress.cli.recipes import known_passes
+from fxcompress.demo.network import ResidualNet
+
+FACTORY = """
+import torch
+from fxcompress.demo.network import ResidualNet
+
+def bare():
+    print("a factory that talks")
+    return ResidualNet((8, 16))
+
+def model():
+    return bare(), (torch.linspace(-1, 1, 128).view(2, 1, 8, 8),)
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> str:
+    (tmp_path / "nets.py").write_text(FACTORY)
+    return f"{tmp_path / 'nets.py'}:model"
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def data(*words: object, code: int = 0) -> Any:
+    """The JSON of a command; nothing else may be on stdout."""
+    result = run(*words, "--json")
+    assert result.exit_code == code, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_inspect_shows_every_group(net: str) -> None:
+    found = data("inspect", net)
+    program = fxcompress.compile(ResidualNet((8, 16)), (torch.zeros(2, 1, 8, 8),))
+
+    assert [group["name"] for group in found["groups"]] == [g.name for g in program.groups]
+    assert found["groups"][0]["sites"] == [asdict(site) for site in program.groups[0].sites]
+    assert found["cost"] == {**asdict(program.cost()), "macs": program.cost().macs}
+    assert found["dynamic"] == [{"0": "batch"}]
+
+
+def test_inspect_prints_a_table_and_says_why_groups_are_frozen(net: str) -> None:
+    short, long = run("inspect", net), run("inspect", net, "--frozen")
+
+    assert "blocks.0.conv1" in short.stdout
+    assert "--frozen shows why" in short.stdout
+    assert "an output of the model" in long.stdout
+    assert "an output of the model" not in short.stdout
+
+
+def test_a_pinned_group_is_frozen(net: str) -> None:
+    free = data("inspect", net)["groups"][0]
+    held = data("inspect", net, "--pin", "stem.weight")["groups"][0]
+    assert (free["frozen"], "pin" in held["frozen"]) == (None, True)
+
+
+def test_explain_names_the_operation_that_ties(net: str) -> None:
+    tied = run("explain", net, "stem.weight", "blocks.0.conv2.weight")
+    alone = data("explain", net, "head.weight")
+
+    assert "tied at add" in tied.stdout
+    assert "head" in alone["explanation"]
+
+
+def test_a_plan_predicts_what_compiling_gives_and_writes_nothing(net: str, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    planned = data("plan", net, "--flops", "0.5", "--round-to", 4)
+    after = [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts]
+    assert after == before
+
+    made = data("compile", net, "--flops", 0.5, "--round-to", 4, "-o", tmp_path / "x.fxc")
+    report = made["report"]
+    for name in ("flops", "params", "bytes"):
+        assert planned["cost"]["after"][name] == report[name]["after"]
+    widths = {group["name"]: group["after"] for group in planned["passes"][0]["groups"]}
+    changes = {group["name"]: group["units"] for group in report["groups"]}
+    assert widths == {n: u["after"] for n, u in changes.items() if u["after"] != u["before"]}
+    assert planned["left"]["flops"] <= 0.5
+
+
+def test_a_plan_of_several_passes_goes_through_all(net: str) -> None:
+    planned = data("plan", net, "--ratio", 0.5, "-p", "random(seed=3)", "-p", "fold-batch-norm")
+    first, second = planned["passes"]
+
+    assert first["groups"]
+    assert "seed=3" in first["repr"]
+    assert second["repr"] == "FoldBatchNorm()"
+    assert "2 groups" in run("plan", net, "--ratio", 0.5, "--include", "blocks.0.*").stdout
+
+
+def test_compile_writes_what_was_asked_for(net: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    files = {name: out / name for name in ("p.fxc", "p.onnx", "w.safetensors", "r.html")}
+    words = ["--onnx", files["p.onnx"], "--write-back", files["w.safetensors"]]
+    out.mkdir()
+    found = data(
+        "compile", net, "--ratio", 0.5, "-o", files["p.fxc"], "--html", files["r.html"], *words
+    )
+
+    program = fxcompress.load(files["p.fxc"])
+    weights = load_file(files["w.safetensors"])
+    assert set(out.iterdir()) == set(files.values())
+    assert found["check"]["ok"]
+    assert found["report"]["verification"]["ok"]
+    assert weights["stem.weight"].shape == program.module.state_dict()["stem.weight"].shape
+    assert run("check", files["p.onnx"], files["p.fxc"]).exit_code == 0
+
+
+def test_a_saved_program_goes_on_from_where_it_was(net: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.fxc", tmp_path / "second"
+    run("compile", net, "--ratio", 0.5, "-o", first)
+    found = data("compile", first, "--pass", "fold-batch-norm", "-o", second)
+
+    assert found["history"] == ["MagnitudePruning(ratio=0.5)", "FoldBatchNorm()"]
+    assert fxcompress.load(second)(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_the_output_is_called_after_the_model(
+    net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("compile", "nets.py:model").exit_code == 0
+    assert (tmp_path / "model.fxc").is_file()
+
+
+def test_a_check_that_fails_fails_the_command(net: str, tmp_path: Path) -> None:
+    run("compile", net, "-o", tmp_path / "a.fxc", "--onnx", tmp_path / "a.onnx")
+    run("compile", net, "--ratio", 0.5, "-o", tmp_path / "b.fxc")
+
+    found = data("check", tmp_path / "a.onnx", tmp_path / "b.fxc", code=1)
+    said = run("check", tmp_path / "a.onnx", tmp_path / "b.fxc")
+    assert not found["ok"]
+    assert "differs from" in said.stderr
+    assert data("check", tmp_path / "a.onnx", net)["ok"]
+
+
+def test_bench_times_files_programs_and_models(net: str, tmp_path: Path) -> None:
+    program, onnx = tmp_path / "a.fxc", tmp_path / "a.onnx"
+    run("compile", net, "-o", program, "--onnx", onnx)
+    found = data("bench", onnx, program, net, "--rounds", 3, "--warmup", 0)
+
+    assert [timing["name"] for timing in found["timings"]] == ["a.onnx", "a.fxc", net]
+    assert [timing["runtime"] for timing in found["timings"]] == ["onnxruntime", "torch", "torch"]
+    assert found["shapes"] == [[2, 1, 8, 8]]
+    assert "p50" in run("bench", onnx, "--rounds", 3, "--input", "3x1x8x8").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "message"),
+    [
+        (["inspect", "{bare}"], "LoadError", "give --input SHAPE"),
+        (["inspect", "{bare}", "-i", "2x5x8x8"], "CaptureError", "refused ResidualNet"),
+        (["plan", "{net}", "--ratio", "1.5"], "BudgetError", r"in [0, 1); got 1.5"),
+        (["plan", "{net}", "--flops", "0.0001"], "BudgetError", "flops"),
+        (["plan", "{net}", "--ratio", "0.5", "--include", "stm.*"], "BudgetError", "stem"),
+        (["explain", "{net}", "stem.wait"], "PlanError", "stem.weight"),
+        (["check", "none.onnx", "{net}"], "ExportError", "none.onnx"),
+        (["bench", "none.onnx"], "ExportError", "none.onnx"),
+        (["compile", "{net}", "-o", "/proc/no/where.fxc"], "FileNotFoundError", "/proc/no"),
+    ],
+)
+def test_an_error_is_one_message_and_exit_code_1(
+    net: str, words: list[str], kind: str, message: str
+) -> None:
+    words = [word.format(net=net, bare=net.replace(":model", ":bare")) for word in words]
+    result = run(*words)
+    found = data(*words, code=1)
+
+    assert result.exit_code == 1
+    assert f"{kind}: " in result.stderr
+    assert result.stdout == "" or "factory" in result.stdout
+    assert "Traceback" not in result.stderr
+    assert found["error"]["kind"] == kind
+    assert message in found["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["plan", "{net}"], "nothing to plan"),
+        (["plan", "{net}", "--pass", "magnitud", "--ratio", "0.5"], "did you mean magnitude"),
+        (["plan", "{net}", "--pass", "magnitude(q=1)", "--ratio", "0.5"], "no option q"),
+        (["plan", "{net}", "--pass", "magnitude(1)", "--ratio", "0.5"], "needs its name"),
+        (["plan", "{net}", "--pass", "magnitude(p=)", "--ratio", "0.5"], "write options as"),
+        (["plan", "{net}", "--pass", "fold-batch-norm", "--ratio", "0.5"], "passes that do"),
+        (["plan", "{net}", "--ratio", "half"], "as a number"),
+        (["plan", "{net}", "--flops", "half"], "is no number"),
+        (["plan", "{net}", "--global"], "needs a budget"),
+        (["bench"], "Missing argument"),
+        (["compress"], "No such command"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(net: str, words: list[str], message: str) -> None:
+    result = run(*[word.format(net=net) for word in words])
+
+    assert result.exit_code == 2
+    # The message stands in a box, broken into lines.
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_every_pass_that_needs_no_code_has_a_name() -> None:
+    names = set(known_passes())
+    assert {"magnitude", "random", "fold-batch-norm", "nm-sparsity"} <= names
+    assert not names & {"structured-pass", "selection"}
+
+
+def test_it_runs_as_a_module_and_tells_its_version() -> None:
+    command = [sys.executable, "-m", "fxcompress", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == fxcompress.__version__
