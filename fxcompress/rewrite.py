@@ -209,7 +209,7 @@ def _mend_argument(node: fx.Node, binding: Binding, widths: Mapping[Factor, int]
 def _write(node: fx.Node, path: tuple[int | str, ...], value: int) -> None:
     head, *rest = path
     if rest:
-        items: list[Any] = list(read(node, (head,)))  # type: ignore[arg-type]
+        items: list[Any] = list(read(node, (head,)))
         items[int(rest[0])] = value
         new: Any = items
     else:

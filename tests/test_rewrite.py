@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +37,7 @@ def first(found: Program, name: str) -> ChannelGroup:
     return found.group(name)
 
 
-def linear_chain() -> tuple[nn.Module, tuple[Tensor, ...]]:
+def linear_chain() -> tuple[nn.Sequential, tuple[Tensor, ...]]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3)).double()
     return net, (torch.randn(4, 5, dtype=torch.float64),)
@@ -53,9 +54,10 @@ def test_an_invertible_encode_with_its_inverse_changes_nothing_through_linear_ma
 
 def test_folding_equal_units_is_exact_through_an_activation() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    first = nn.Linear(5, 6)
+    net = nn.Sequential(first, nn.ReLU(), nn.Linear(6, 3)).double()
     with torch.no_grad():
-        net[0].weight[3:], net[0].bias[3:] = net[0].weight[:3].clone(), net[0].bias[:3].clone()
+        first.weight[3:], first.bias[3:] = first.weight[:3].clone(), first.bias[:3].clone()
     members = torch.eye(3, dtype=torch.float64).repeat(2, 1)
     args = (torch.randn(4, 5, dtype=torch.float64),)
     edits = Just(lambda p: [fx.Project(p.group("0"), members.T / 2, members)])
@@ -130,7 +132,7 @@ def test_a_reparametrised_parameter_keeps_its_shape() -> None:
     assert "finalize" in str(new.group("first").frozen)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Callable[[ChannelGroup], Any], str]] = {
     "index out of range": (lambda g: fx.Project(g, torch.tensor([0, 99])), "0…6"),
     "index twice": (lambda g: fx.Project(g, torch.tensor([1, 1])), "twice"),
     "nothing left": (lambda g: fx.Project(g, torch.tensor([], dtype=torch.int64)), "at least one"),

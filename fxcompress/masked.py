@@ -1,0 +1,153 @@
+"""The zero-masked forward pass: what a model computes when some units are zero everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx._pytree import tree_flatten_spec
+from torch.fx.graph import _PyTreeCodeGen
+from torch.utils import _pytree as pytree
+
+from fxcompress.axes import Axes, leaves
+from fxcompress.coupling import Coupling
+from fxcompress.graph import CapturedModule
+from fxcompress.projection import Choices, size_of, stays
+
+
+def masked_forward(
+    old: CapturedModule,
+    new: CapturedModule | None,
+    coupling: Coupling,
+    choices: Choices,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """The outputs of `old` with all units zero that `choices` do not keep.
+
+    `new` is the rewritten module: where an operation mixes along a changed factor, its arguments
+    there (a normalised shape, say) are used on the kept units.
+    """
+    runner = _Masked(old, new, coupling, choices)
+    flat = flat_inputs(old, copies(args), copies(dict(kwargs)))
+    return old.graph.process_outputs(runner.run(*flat, enable_io_processing=False))
+
+
+def copies(values: Any) -> Any:
+    """Inputs that an in-place operation may write to."""
+    return pytree.tree_map_only(Tensor, torch.clone, values)
+
+
+def flat_inputs(
+    module: CapturedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """The values of the graph's placeholders, in order."""
+    codegen = module.graph._codegen
+    if not isinstance(codegen, _PyTreeCodeGen):
+        return [*args, *kwargs.values()]
+    flat: list[Any] = tree_flatten_spec((args, dict(kwargs)), codegen.pytree_info.in_spec)
+    return flat
+
+
+class _Masked(fx.Interpreter):
+    """Runs a graph, masking every value on the axes that change."""
+
+    def __init__(
+        self, old: CapturedModule, new: CapturedModule | None, coupling: Coupling, choices: Choices
+    ) -> None:
+        super().__init__(old)
+        self.coupling = coupling
+        self.choices = choices
+        self.twins = {node.name: node for node in new.graph.nodes} if new is not None else {}
+        self.masks: dict[Axes, Tensor | None] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if any(
+            leaf in self.choices
+            for expr in self.coupling.over.get(n.name, ())
+            for leaf in leaves(expr)
+        ):
+            return self._over_kept(n)
+        value = super().run_node(n)
+        if n.op in ("placeholder", "output"):
+            return value
+        if isinstance(value, (tuple, list)) and n.name in self.coupling.outputs:
+            many = self.coupling.outputs[n.name]
+            return type(value)(self._masked(v, axes) for v, axes in zip(value, many, strict=True))
+        owned = n.op != "get_attr"  # the module's own tensors are never written to
+        return self._masked(value, self.coupling.axes.get(n.name, ()), owned)
+
+    def _mask(self, axes: Axes, device: torch.device) -> Tensor | None:
+        if axes not in self.masks:
+            self.masks[axes] = stays(axes, self.choices)
+        mask = self.masks[axes]
+        return None if mask is None else mask.to(device)
+
+    def _masked(self, value: Any, axes: Axes, owned: bool = True) -> Any:
+        if not isinstance(value, Tensor) or not axes:
+            return value
+        mask = self._mask(axes, value.device)
+        if mask is None:
+            return value
+        if not owned or not _writable(value):
+            return value.detach().masked_fill(~mask, 0)
+        return value.masked_fill_(~mask, 0)
+
+    def _over_kept(self, n: fx.Node) -> Any:
+        """Run the node on the kept units alone and put the result back among zeros."""
+        twin = self.twins[n.name]
+        operands = {node.name: self.env[node] for node in n.all_input_nodes}
+        cut = {name: self._cut(value, name) for name, value in operands.items()}
+
+        def fetch(node: fx.Node) -> Any:
+            return cut.get(node.name, self.env.get(node))
+
+        small_args = fx.node.map_arg(twin.args, fetch)
+        small_kwargs = fx.node.map_arg(twin.kwargs, fetch)
+        small = n.target(*small_args, **small_kwargs)  # type: ignore[operator]
+        if isinstance(small, (tuple, list)):
+            many = self.coupling.outputs[n.name]
+            return type(small)(self._spread(v, axes) for v, axes in zip(small, many, strict=True))
+        return self._spread(small, self.coupling.axes[n.name])
+
+    def _cut(self, value: Any, name: str) -> Any:
+        mask = (
+            self._mask(self.coupling.axes.get(name, ()), value.device)
+            if isinstance(value, Tensor)
+            else None
+        )
+        if mask is None:
+            return value
+        shape = _kept_shape(self.coupling.axes[name], self.choices, value.shape)
+        return value[mask.expand(value.shape)].reshape(shape)
+
+    def _spread(self, value: Tensor, axes: Axes) -> Tensor:
+        mask = self._mask(axes, value.device)
+        if mask is None:
+            return value
+        shape = [
+            expr.size if set(leaves(expr)) & self.choices.keys() else size
+            for expr, size in zip(axes, value.shape, strict=True)
+        ]
+        full = value.new_zeros(shape)
+        full[mask.expand(shape)] = value.flatten()
+        return full
+
+
+def _kept_shape(axes: Axes, choices: Choices, shape: torch.Size) -> list[int]:
+    widths = {factor: choice.width for factor, choice in choices.items()}
+    return [
+        size_of(expr, widths) if set(leaves(expr)) & choices.keys() else size
+        for expr, size in zip(axes, shape, strict=True)
+    ]
+
+
+def _writable(value: Tensor) -> bool:
+    """Whether each element has memory of its own, so that it can be masked in place (which views
+    of it then see).
+    """
+    return all(
+        stride > 0 or size <= 1 for stride, size in zip(value.stride(), value.shape, strict=True)
+    )
