@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -103,7 +103,7 @@ def settle(
         barriers=_facts(ctx, ctx.barriers),
         kinds=_facts(ctx, ctx.kinds, short=True),
         roles={factor: frozenset(held) for factor, held in roles.items()},
-        bindings=tuple(Binding(b.node, b.path, space.resolve(b.expr)) for b in ctx.bindings),
+        bindings=tuple(replace(b, expr=space.resolve(b.expr)) for b in ctx.bindings),
         work=tuple(
             Work(w.node, w.coefficient, tuple(map(space.resolve, w.exprs))) for w in ctx.work
         ),

@@ -7,14 +7,16 @@ plan does not touch is shared with the module it came from.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxcompress.axes import Axes, Expr, Factor, leaves
+from fxcompress.axes import Axes, Concat, Expr, Factor, leaves
 from fxcompress.canonicalize.norms import absorb_neutral_norms
 from fxcompress.coupling import Coupling
 from fxcompress.errors import PlanError
@@ -36,6 +38,8 @@ from fxcompress.validate import check_plan
 Kept = Mapping[str, tuple[Tensor | None, ...]]
 Names = Mapping[str, list[str]]
 REPARAMETRIZED = "reparametrized"
+aten = torch.ops.aten
+VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unflatten.int)
 
 
 @dataclass(frozen=True)
@@ -185,28 +189,34 @@ def _dynamic(value: Any) -> frozenset[int]:
 
 
 def _mend_argument(node: fx.Node, binding: Binding, widths: Mapping[Factor, int]) -> None:
-    """Set an integer argument to the new size of its expression; -1 stays, a computed size becomes
-    -1.
-    """
+    """Set an integer argument to the new size of its expression; -1 and open ends stay."""
     value: Any = read(node, binding.path)
-    if value == -1:
-        return
-    new = size_of(binding.expr, widths)
     if isinstance(value, fx.Node):
-        siblings: Any = read(node, binding.path[:-1]) if len(binding.path) > 1 else ()
-        if -1 in siblings:
-            raise PlanError(
-                f"node '{node.name}' ({node.target}) computes its size {binding.path} from the "
-                "inputs and from a width that changes, with another inferred size beside it; "
-                "exclude the layers that feed it"
-            )
-        new = -1
-    elif value > binding.expr.size:
-        return  # an open end, such as the end of a slice
-    _write(node, binding.path, new)
+        _write(node, binding.path, _mended_size(node, value, binding, widths))
+    elif value != -1 and value <= binding.expr.size:
+        _write(node, binding.path, size_of(binding.expr, widths))
 
 
-def _write(node: fx.Node, path: tuple[int | str, ...], value: int) -> None:
+def _mended_size(
+    node: fx.Node, value: fx.Node, binding: Binding, widths: Mapping[Factor, int]
+) -> int | fx.Node:
+    """A size that the graph computes from the inputs: a view infers it, any other op scales it."""
+    siblings: Any = read(node, binding.path[:-1]) if len(binding.path) > 1 else ()
+    if node.target in VIEWS and -1 not in siblings:
+        return -1
+    if isinstance(binding.expr, Concat):
+        raise PlanError(
+            f"node '{node.name}' ({node.target}) adds a size of the inputs to a width that changes "
+            f"(argument {binding.path}); exclude the layers that feed it"
+        )
+    old, new = binding.expr.size, size_of(binding.expr, widths)
+    common = gcd(old, new)
+    with node.graph.inserting_before(node):
+        scaled = node.graph.call_function(operator.mul, (value, new // common))
+        return node.graph.call_function(operator.floordiv, (scaled, old // common))
+
+
+def _write(node: fx.Node, path: tuple[int | str, ...], value: int | fx.Node) -> None:
     head, *rest = path
     if rest:
         items: list[Any] = list(read(node, (head,)))

@@ -8,6 +8,7 @@ from fxcompress.rules import (
     attention,
     create,
     cuts,
+    distance,
     index,
     linear,
     norm,
@@ -25,8 +26,8 @@ from fxcompress.rules.registry import RULES, axis_rule, name_of, rule_for
 from fxcompress.rules.schema import read
 
 FAMILIES = (
-    attention, create, cuts, index, linear, norm, pieces, pointwise, recurrent, reduce, shape,
-    windows,
+    attention, create, cuts, distance, index, linear, norm, pieces, pointwise, recurrent, reduce,
+    shape, windows,
 )  # fmt: skip
 """Importing a family fills the table."""
 

@@ -32,11 +32,12 @@ class RoleClaim:
 
 @dataclass(frozen=True)
 class Binding:
-    """The integer at `path` of the arguments of `node` is the size of `expr`."""
+    """The integer at `path` of the arguments of `node` is `sign` times the size of `expr`."""
 
     node: str
     path: Path
     expr: Expr
+    sign: int = 1
 
 
 @dataclass(frozen=True)

@@ -216,9 +216,9 @@ class Context:
         if parameters and expr.size > 1:
             self.roles.append(RoleClaim(expr, parameters, role, _parameter_dim(operand, dim)))
 
-    def bind(self, node: fx.Node, path: Path, expr: Expr) -> None:
+    def bind(self, node: fx.Node, path: Path, expr: Expr, sign: int = 1) -> None:
         """The integer argument at `path` of `node` follows the size of `expr`."""
-        self.bindings.append(Binding(node.name, path, expr))
+        self.bindings.append(Binding(node.name, path, expr, sign))
 
     def flops(self, node: fx.Node, exprs: Axes, coefficient: int = 2) -> None:
         """`node` costs `coefficient` floating-point operations for every index of `exprs`."""

@@ -13,6 +13,7 @@ from fxcompress.rules.registry import axis_rule
 from fxcompress.rules.schema import arguments, position
 
 CONSIDERED = {
+    "aten::_grouped_mm": "its kernels want rows of whole 16 bytes",
     "aten::bincount": "counts values",
     "aten::bucketize": "compares with every boundary",
     "aten::histc": "counts values",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes, Expr, concat
+from fxcompress.axes import UNIT, Axes, Expr, concat
 from fxcompress.graph import example_shape
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
@@ -103,11 +103,19 @@ def _piece(ctx: Context, node: fx.Node, expr: Expr, size: int) -> Expr:
         return _strided(ctx, node, expr, (start, end, named["step"]))
     if size == expr.size:
         return expr
-    left, middle, _ = ctx.cut(expr, (start, size, expr.size - start - size), node)
-    for name, bound in (("start", left), ("end", concat((left, middle)))):
-        if named[name] is not None:
-            ctx.bind(node, (position(node, name),), bound)
+    left, middle, right = ctx.cut(expr, (start, size, expr.size - start - size), node)
+    _bind_bound(ctx, node, "start", left, concat((middle, right)))
+    _bind_bound(ctx, node, "end", concat((left, middle)), right)
     return middle
+
+
+def _bind_bound(ctx: Context, node: fx.Node, name: str, before: Expr, after: Expr) -> None:
+    """A bound counts the indices before it; a negative one those after it."""
+    value = arguments(node)[name]
+    if value is not None and value < 0:
+        ctx.bind(node, (position(node, name),), after, sign=-1)
+    elif value is not None:
+        ctx.bind(node, (position(node, name),), before)
 
 
 def _bound(value: Any, size: int) -> int | None:
@@ -126,9 +134,7 @@ def _strided(ctx: Context, node: fx.Node, expr: Expr, window: tuple[int, int, in
         return ctx.fixed(size, node, "strided slice")
     outer, inner = ctx.split(expr, (size, step), node)
     ctx.freeze(inner, node, "one of it is taken by a strided slice")
-    end_given = arguments(node)["end"]
-    if end_given is not None:
-        ctx.bind(node, (position(node, "end"),), expr)
+    _bind_bound(ctx, node, "end", expr, UNIT)
     return outer
 
 
@@ -141,7 +147,8 @@ def _narrow(ctx: Context, node: fx.Node) -> Axes:
         ctx.freeze(axes[dim], node, "narrowed at a computed index")
         piece = ctx.fixed(ctx.shape(node)[dim], node, "narrowed at a computed index")
         return (*axes[:dim], piece, *axes[dim + 1 :])
-    left, middle, _ = ctx.cut(axes[dim], (start, length, axes[dim].size - start - length), node)
-    ctx.bind(node, (position(node, "start"),), left)
+    rest = axes[dim].size - start - length
+    left, middle, right = ctx.cut(axes[dim], (start, length, rest), node)
+    _bind_bound(ctx, node, "start", left, concat((middle, right)))
     ctx.bind(node, (position(node, "length"),), middle)
     return (*axes[:dim], middle, *axes[dim + 1 :])

@@ -63,6 +63,7 @@ def _index_put(ctx: Context, node: fx.Node) -> Axes:
     if found is None:
         ctx.freeze(values, node, "masked indexing")
     else:
+        ctx.freeze(found[1], node, "written by index")
         ctx.broadcast([_indexed(axes, found), values], node)
         ctx.mark(node, (*ctx.loudness(node.args[0]), *_unlike(ctx, axes, node.args[2])))
     return tuple(map(ctx.space.resolve, axes))

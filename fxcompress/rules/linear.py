@@ -51,6 +51,12 @@ RULES.update(
         "aten::mm": NotationRule("m k, k n -> m n", work=("m k n",)),
         "aten::mv": NotationRule("m k, k -> m", work=("m k",)),
         "aten::outer": NotationRule("m, n -> m n"),
+        "transformers::grouped_mm_fallback": NotationRule(
+            "t i, e i o, e -> t o",
+            frozen={"e": "experts: rows are read by index", "t": "rows are counted for each expert"},
+            beside=(2,),
+            work=("t i o",),
+        ),
     }
 )
 

@@ -22,10 +22,7 @@ STATISTICS = NotationRule(
 RULES["aten::batch_norm"] = STATISTICS
 
 
-@axis_rule(
-    "aten::_native_batch_norm_legit_no_training", "aten::cudnn_batch_norm",
-    "aten::native_batch_norm",
-)  # fmt: skip
+@axis_rule("aten::_native_batch_norm_legit_no_training", "aten::native_batch_norm")
 def _native_batch_norm(ctx: Context, node: fx.Node) -> Output:
     """The normed tensor, then statistics of the batch, which have no entries in evaluation."""
     out = STATISTICS(ctx, node)
@@ -112,18 +109,6 @@ def _softmax(ctx: Context, node: fx.Node) -> Axes:
     ctx.barrier(axes, node, "softmax")
     ctx.mark(node, axes)
     return axes
-
-
-@axis_rule("aten::cosine_similarity")
-def _cosine_similarity(ctx: Context, node: fx.Node) -> Axes:
-    """Zeros add nothing to the product nor to the lengths."""
-    named = arguments(node)
-    axes = ctx.broadcast([ctx.of(named["x1"]), ctx.of(named["x2"])], node)
-    (dim,) = dims(named["dim"], len(axes))
-    for operand in (named["x1"], named["x2"]):
-        ctx.sums(node, (axes[dim],), (operand,))
-    ctx.barrier(axes, node, "aten::cosine_similarity")
-    return axes[:dim] + axes[dim + 1 :]
 
 
 @axis_rule("aten::_weight_norm")
