@@ -92,7 +92,7 @@ def test_the_table_has_three_rows(result: DemoResult) -> None:
     assert [str(column.header) for column in table.columns][1:4] == [
         "accuracy",
         "parameters",
-        "FLOPs / image",
+        "FLOPs",
     ]
 
 

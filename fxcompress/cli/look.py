@@ -14,7 +14,7 @@ from rich.text import Text
 from fxcompress.cli import options
 from fxcompress.cli.answers import Answer, Tell, answer
 from fxcompress.cli.models import Request
-from fxcompress.cli.views import cost_of, table
+from fxcompress.cli.views import cost_of, shapes, table
 from fxcompress.groups import ChannelGroup
 from fxcompress.program import Program
 
@@ -96,7 +96,7 @@ def _shown(program: Program, frozen: bool) -> RenderableType:
     parts: list[RenderableType] = [
         Text(
             f"{program.report.model}: {cost.params:,} parameters, {cost.flops:,} FLOPs, "
-            f"{cost.bytes:,} bytes"
+            f"{cost.bytes:,} bytes ({shapes(program)})"
         ),
         _groups(free, f"{len(free)} groups that may shrink"),
     ]

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxcompress.cli.answers import Tell
-from fxcompress.cli.views import cost_of, cost_table, table
+from fxcompress.cli.views import cost_of, cost_table, shapes, table
 from fxcompress.compiler import apply
 from fxcompress.cost import Cost
 from fxcompress.plan import Plan, Project
@@ -43,6 +43,7 @@ class Forecast:
     before: Cost
     after: Cost
     groups: int
+    inputs: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -76,7 +77,7 @@ class Forecast:
             if step.rewritten:
                 parts.append(Text(f"{len(step.rewritten)} parameters get other values"))
             parts += [Text(f"  {note}") for note in step.notes]
-        costs = cost_table(self.before, self.after, "predicted costs")
+        costs = cost_table(self.before, self.after, f"predicted, {self.inputs}")
         return Group(Text(f"{self.model}: a plan, nothing was written"), *parts, costs)
 
 
@@ -87,7 +88,8 @@ def planned(program: Program, passes: Sequence[Pass], tell: Tell) -> Forecast:
         PlanError: A pass cannot do what was asked.
     """
     before, groups = program.cost(), len(program.groups)
-    model, steps, after = program.report.model, [], program.cost()
+    model, inputs = program.report.model, shapes(program)
+    steps, after = [], before
     for number, one in enumerate(passes, start=1):
         tell(f"{one}")
         plan = one.plan(program)
@@ -95,7 +97,7 @@ def planned(program: Program, passes: Sequence[Pass], tell: Tell) -> Forecast:
         after = program.cost(plan.widths)
         if number < len(passes):
             program = apply(program, one, verify=False)
-    return Forecast(model, tuple(steps), before, after, groups)
+    return Forecast(model, tuple(steps), before, after, groups, inputs)
 
 
 def _step(one: Pass, plan: Plan) -> Step:

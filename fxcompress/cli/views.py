@@ -7,8 +7,11 @@ from dataclasses import asdict
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxcompress.cost import Cost
+from fxcompress.program import Program
 
 
 def table(title: str, *columns: str) -> Table:
@@ -20,6 +23,13 @@ def table(title: str, *columns: str) -> Table:
             column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right
         )
     return made
+
+
+def shapes(program: Program) -> str:
+    """The shapes of the example inputs, which the costs are for."""
+    leaves = pytree.tree_leaves((program.args, dict(program.kwargs)))
+    sizes = ["x".join(map(str, leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor)]
+    return f"inputs {', '.join(sizes)}"
 
 
 def cost_of(cost: Cost) -> dict[str, int]:

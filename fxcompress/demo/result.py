@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -56,19 +57,15 @@ class DemoResult:
         }
 
     def table(self) -> Table:
-        """Dense, compressed, and the change between them."""
-        batch, threads = self.latency.shapes[0][0], self.latency.threads
-        table = Table(title=Text("Handwritten digits, dense against compressed"))
-        table.add_column("")
-        for heading in (
-            "accuracy",
-            "parameters",
-            "FLOPs / image",
-            "ONNX bytes",
-            f"p50, batch {batch}, {threads} thread",
-            "max error",
-        ):
-            table.add_column(heading, justify="right")
+        """Dense, compressed, and the change between them; it fits into 80 columns."""
+        title = Text("Handwritten digits, dense against compressed")
+        table = Table(
+            title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1)
+        )
+        table.add_column("", no_wrap=True)
+        headings = ("accuracy", "parameters", "FLOPs", "ONNX bytes", "p50 ms", "max error")
+        for heading in headings:
+            table.add_column(heading, justify="right", no_wrap=True)
         table.add_row("dense", *_cells(self.dense))
         table.add_row("compressed", *_cells(self.compressed), end_section=True)
         table.add_row("change", *self._changes())
@@ -77,11 +74,11 @@ class DemoResult:
     def _changes(self) -> tuple[str, ...]:
         old, new = self.dense, self.compressed
         return (
-            f"{100 * (new.accuracy - old.accuracy):+.2f} points",
+            f"{100 * (new.accuracy - old.accuracy):+.2f} pt",
             f"{new.parameters / old.parameters - 1:+.1%}",
             f"{new.flops / old.flops - 1:+.1%}",
             f"{new.onnx_bytes / old.onnx_bytes - 1:+.1%}",
-            f"{self._speedup.wall.value:.2f}x faster",
+            f"{self._speedup.wall.value:.2f}x",
             "",
         )
 
@@ -91,21 +88,27 @@ class DemoResult:
         return speedup
 
     def __rich__(self) -> RenderableType:
-        return Group(self.table(), *(Text(line) for line in self._lines()))
+        legend = Table.grid(padding=(0, 2, 0, 0))
+        for word, meaning in self._legend():
+            legend.add_row(Text(word), Text(meaning))
+        return Group(self.table(), legend)
 
-    def _lines(self) -> list[str]:
+    def _legend(self) -> Iterator[tuple[str, str]]:
         wall, cpu = self._speedup.wall, self._speedup.cpu
+        batch, threads = self.latency.shapes[0][0], self.latency.threads
+        images = self.details["test_images"]
+        yield "accuracy", f"of the ONNX file in onnxruntime, on {images} images held out"
+        yield "FLOPs", "of one image"
+        yield "p50 ms", f"in onnxruntime, batch {batch}, {threads} thread, both in turn"
+        yield (
+            "change",
+            f"of p50: median of paired ratios, {wall.low:.2f} to {wall.high:.2f}; by CPU time "
+            f"{cpu.value:.2f}, {cpu.low:.2f} to {cpu.high:.2f} (95 % intervals)",
+        )
+        yield "max error", "of onnxruntime against torch, relative"
+        yield from (("noisy", reason) for reason in self.latency.noise)
         folder = next(iter(self.files.values())).parent
-        lines = [
-            f"accuracy: onnxruntime, on {self.details['test_images']} images that training never "
-            "saw; max error: onnxruntime against torch, relative",
-            f"speed-up, paired, with 95 % intervals: {wall.value:.2f} [{wall.low:.2f}, "
-            f"{wall.high:.2f}] by the clock, {cpu.value:.2f} [{cpu.low:.2f}, {cpu.high:.2f}] by "
-            "CPU time",
-            *(f"noisy: {reason}" for reason in self.latency.noise),
-            f"files in {folder}: {', '.join(path.name for path in self.files.values())}",
-        ]
-        return lines
+        yield "files", f"in {folder}: {', '.join(path.name for path in self.files.values())}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -114,6 +117,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.parameters:,}",
         f"{row.flops:,}",
         f"{row.onnx_bytes:,}",
-        f"{row.latency_p50_ms:.3f} ms",
+        f"{row.latency_p50_ms:.3f}",
         f"{row.max_error:.1e}",
     )

@@ -33,8 +33,7 @@ def from_huggingface(spec: str) -> Made:
         config = _config(transformers, place)
         auto = _class(transformers, class_name, config)
         model = _made(auto, place, config)
-    if getattr(model.config, "use_cache", False):
-        model.config.use_cache = False  # one forward pass; a cache would be an output
+    _without_cache(model)
     return model, _dummy_inputs(model)
 
 
@@ -72,6 +71,13 @@ def _made(auto: Any, place: str, config: Any) -> Any:
         return auto.from_pretrained(place, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise LoadError(f"transformers cannot load {place}: {error}") from error
+
+
+def _without_cache(model: Any) -> None:
+    """Leave keys and values out of what the forward returns; parts have configs of their own."""
+    for part in model.modules():
+        if getattr(getattr(part, "config", None), "use_cache", False):
+            part.config.use_cache = False
 
 
 def _dummy_inputs(model: Any) -> Arguments:
