@@ -16,7 +16,7 @@ from torch import fx
 from fxcompress.axes import Axes, Factor
 from fxcompress.errors import PlanError
 from fxcompress.facts import Coupling, settle
-from fxcompress.graph import CapturedModule, dynamic_dims, is_tensor, parameter_of, shape_of
+from fxcompress.graph import CapturedModule, is_tensor, parameter_of, shape_of
 from fxcompress.rules import Context, name_of, rule_for
 from fxcompress.rules.create import unknown
 from fxcompress.rules.pointwise import pointwise
@@ -121,7 +121,6 @@ def _call(ctx: Context, node: fx.Node) -> None:
     if sources and all(sources):
         ctx.sources[node] = frozenset().union(*(source for source in sources if source))
     ctx.spread(node)
-    _freeze_dynamic(ctx, node)
 
 
 def _checked(ctx: Context, node: fx.Node, out: object) -> Axes | tuple[Axes, ...]:
@@ -135,9 +134,3 @@ def _checked(ctx: Context, node: fx.Node, out: object) -> Axes | tuple[Axes, ...
                 f"rule of {node.target} gave axes {sizes} for {node.name} of shape {shape_of(node)}"
             )
     return out  # type: ignore[return-value]
-
-
-def _freeze_dynamic(ctx: Context, node: fx.Node) -> None:
-    if is_tensor(node):
-        axes = ctx.of(node)
-        ctx.freeze((axes[dim] for dim in dynamic_dims(node)), node, "its size follows the inputs")

@@ -168,15 +168,15 @@ def _places(pattern: Pattern, values: Values, axes: Axes) -> Iterator[tuple[int,
     if pattern == BROADCAST:
         yield from ((dim, "+", expr) for dim, expr in enumerate(axes))
         return
-    dim = 0
+    rest, dim = len(axes) - sum(not _star(item) for item in pattern), 0
     for item in pattern:
         if isinstance(item, tuple):
             yield from ((dim, letter, values[letter][0]) for letter in item)
-            dim += 1
-            continue
-        for expr in values[item]:
-            yield dim, item, expr
-            dim += 1
+        elif _star(item):  # other operands may have more of these axes, further left
+            yield from ((dim + n, item, expr) for n, expr in enumerate(axes[dim : dim + rest]))
+        else:
+            yield from ((dim, item, expr) for expr in values[item])
+        dim += rest if _star(item) else 1
 
 
 def _match(
