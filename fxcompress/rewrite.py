@@ -194,7 +194,7 @@ def _mend_argument(node: fx.Node, binding: Binding, widths: Mapping[Factor, int]
     if isinstance(value, fx.Node):
         _write(node, binding.path, _mended_size(node, value, binding, widths))
     elif value != -1 and value <= binding.expr.size:
-        _write(node, binding.path, size_of(binding.expr, widths))
+        _write(node, binding.path, binding.sign * size_of(binding.expr, widths))
 
 
 def _mended_size(

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes, product
+from fxcompress.axes import UNIT, Axes, product
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import RULES, axis_rule
@@ -56,8 +56,13 @@ def _layer_norm(ctx: Context, node: fx.Node) -> Axes:
 
 @axis_rule("aten::native_layer_norm")
 def _native_layer_norm(ctx: Context, node: fx.Node) -> Output:
+    """The normed tensor, then the mean and the scale, with axes of size 1 where the norm ran."""
     _layer_norm(ctx, node)
-    return _beside(ctx, node, ctx.of(arguments(node)["input"]))
+    named = arguments(node)
+    axes = ctx.of(named["input"])
+    count = len(named["normalized_shape"])
+    statistics = axes[:-count] + (UNIT,) * count
+    return axes, statistics, statistics
 
 
 @axis_rule("aten::group_norm")
@@ -70,7 +75,7 @@ def _group_norm(ctx: Context, node: fx.Node) -> Axes:
     ctx.bind(node, (position(node, "num_groups"),), outer)
     for name in ("weight", "bias"):
         _scaled(ctx, node, named[name], (product((outer, inner)),))
-    _normed(ctx, node, (inner,))
+    _normed(ctx, node, (inner, *rest))
     ctx.barrier(outer, node, "aten::group_norm")
     out = (batch, product((outer, inner)), *rest)
     scaled = named["weight"] is not None

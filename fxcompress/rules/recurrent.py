@@ -47,7 +47,9 @@ def _recurrent(ctx: Context, node: fx.Node) -> Output:
         ctx.freeze(own[0], node, "layers and directions")
         batch = ctx.broadcast([(batch,), (own[1],)], node)[0]
     output, hidden = ctx.of(states[0])[2], ctx.of(states[-1])[2]
-    if not any(len(ctx.of(param)) == 2 for param in params[2:size]):
+    if any(len(ctx.of(param)) == 2 for param in params[2:size]):
+        ctx.freeze(hidden, node, "torch knows a projection by its being narrower")
+    else:
         ctx.unify(output, hidden, node)
     cell = _Cell(GATES[packet_of(node)], hidden, output, batch, steps)
     features = axes[2]
