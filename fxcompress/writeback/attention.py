@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from fxcompress.graph import CapturedModule, find_tensor, is_tensor
-from fxcompress.verify import flat_inputs
+from fxcompress.masked import flat_inputs
 from fxcompress.writeback.evidence import integers
 
 _ATTENTION = "scaled_dot_product_attention"

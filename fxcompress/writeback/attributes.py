@@ -55,7 +55,7 @@ class Decision:
         cls: The class's name.
         place: The attribute.
         options: Each gives a value to every module path.
-        firm: Whether only one explanation is as near as it is.
+        firm: Whether the first explanation leaves the others far behind.
     """
 
     cls: str
@@ -133,9 +133,16 @@ def _decide(cls: type, place: Place, values: dict[str, int], evidence: Evidence)
     )
     if ordered == [unchanged]:
         return None
-    nearest = _strength(votes[ordered[0]])[0]
-    firm = sum(_strength(ranks)[0] <= nearest for ranks in votes.values()) == 1
-    return Decision(cls.__name__, place, tuple(ordered), firm and nearest < _NO_RANK)
+    return Decision(cls.__name__, place, tuple(ordered), _is_firm([votes[o] for o in ordered]))
+
+
+def _is_firm(votes: list[list[int]]) -> bool:
+    """Whether the first explanation is nearer than the second, or has twice as many findings."""
+    nearest, count = _strength(votes[0])
+    if nearest == _NO_RANK or len(votes) == 1:
+        return nearest < _NO_RANK
+    other, others = _strength(votes[1])
+    return nearest < other or count <= 2 * others
 
 
 def _holds_everywhere(key: Key, values: dict[str, int], evidence: Evidence) -> bool:

@@ -35,7 +35,7 @@ def transplant(small: CapturedModule, original: Model, dense: CapturedModule) ->
     Raises:
         WriteBackError: The graph holds a tensor for which the class has no place.
     """
-    result = copy.deepcopy(original)
+    result = _copy(original)
     places = named_tensors(result)
     computed = named_tensors(dense).keys() - places.keys()
     copies: dict[int, Tensor] = {}
@@ -63,6 +63,16 @@ def drop_unread(result: nn.Module, small: CapturedModule, dense: CapturedModule)
         if leaf == "running_mean" and path:
             parent, _, child = path.rpartition(".")
             setattr(result.get_submodule(parent), child, nn.Identity())
+
+
+def _copy(original: Model) -> Model:
+    try:
+        return copy.deepcopy(original)
+    except (RuntimeError, TypeError) as error:
+        raise WriteBackError(
+            f"{type(original).__name__} cannot be copied ({error}); remove what copy.deepcopy "
+            "refuses (tensors with a history, open files), or use program.module"
+        ) from error
 
 
 def _names_read(module: CapturedModule) -> set[str]:
