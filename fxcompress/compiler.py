@@ -81,6 +81,7 @@ def compile(
         args=captured.args,
         kwargs=captured.kwargs,
         dynamic=captured.dynamic,
+        single=captured.single,
         task=task,
         seed=seed,
         pin=tuple(pin),

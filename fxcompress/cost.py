@@ -8,12 +8,12 @@ factors' widths.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
-from fxcompress.axes import Axes, Factor
+from fxcompress.axes import Axes, Factor, leaves
 from fxcompress.coupling import Coupling
-from fxcompress.graph import CapturedModule, find_tensor
+from fxcompress.graph import CapturedModule, dynamic_dims, find_tensor, is_tensor
 from fxcompress.groups import ChannelGroup
 from fxcompress.projection import size_of
 from fxcompress.rules import Work
@@ -63,10 +63,13 @@ class CostModel:
 
     work: tuple[Work, ...]
     stored: tuple[Stored, ...]
+    batch: Mapping[Factor, int] = field(default_factory=dict)
 
     def __call__(self, widths: Mapping[ChannelGroup, int] | None = None) -> Cost:
         """The cost when each given group keeps so many units (in each cell)."""
-        factors = {group.factor: width for group, width in (widths or {}).items()}
+        factors = {group.factor: width for group, width in (widths or {}).items()} | dict(
+            self.batch
+        )
         numels = [_numel(one, factors) for one in self.stored]
         return Cost(
             flops=sum(
@@ -81,8 +84,14 @@ def _numel(one: Stored, widths: Mapping[Factor, int]) -> int:
     return prod(size_of(expr, widths) for expr in one.axes) if one.axes else one.numel
 
 
-def cost_model(coupling: Coupling, module: CapturedModule) -> CostModel:
-    """The cost polynomials of a module; tensors registered under several names count once."""
+def cost_model(coupling: Coupling, module: CapturedModule, single: bool = False) -> CostModel:
+    """The cost polynomials of a module; tensors registered under several names count once.
+
+    Args:
+        coupling: The analysis of the module.
+        module: The module.
+        single: Count the work of one example, where the batch was captured as two.
+    """
     stored: dict[int, Stored] = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         axes = _axes_of(coupling, module, name)
@@ -92,7 +101,15 @@ def cost_model(coupling: Coupling, module: CapturedModule) -> CostModel:
             tensor.element_size(),
             tensor.requires_grad or _is_parameter(module, name),
         )
-    return CostModel(coupling.work, tuple(stored.values()))
+    batch = _free_batch(coupling, module) if single else {}
+    return CostModel(coupling.work, tuple(stored.values()), batch)
+
+
+def _free_batch(coupling: Coupling, module: CapturedModule) -> dict[Factor, int]:
+    """The factors of the inputs' free first axes, as one example each."""
+    inputs = (node for node in module.graph.find_nodes(op="placeholder") if is_tensor(node))
+    free = (coupling.axes[node.name][0] for node in inputs if 0 in dynamic_dims(node))
+    return {leaf: 1 for expr in free for leaf in leaves(expr)}
 
 
 def _axes_of(coupling: Coupling, module: CapturedModule, name: str) -> Axes:

@@ -30,7 +30,8 @@ class Program:
     """A captured model with what is known about it. It is called like the model, and printed as
     its report.
 
-    A pass gives a new program that shares every tensor it did not change.
+    A pass gives a new program that shares every tensor it did not change: train a
+    ``copy.deepcopy`` of the module where the program before is still needed.
 
     Attributes:
         module: The graph module: trains, saves, and has the model's own names in its
@@ -38,6 +39,8 @@ class Program:
         args: Example inputs by position, as the model takes them.
         kwargs: Example inputs by name.
         dynamic: For each tensor among the inputs, the axes whose size may vary, by name.
+        single: Whether the batch given was one example. A free batch is captured with two, and
+            ``args`` hold that example twice; costs are those of one.
         task: Data, loss and metric, for passes that need them.
         seed: Seed for everything random.
         pin: Globs of parameter or node names whose sizes must not change.
@@ -51,6 +54,7 @@ class Program:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     dynamic: tuple[Mapping[int, str], ...] = ()
+    single: bool = False
     task: Task | None = None
     seed: int = 0
     pin: tuple[str, ...] = ()
@@ -73,7 +77,7 @@ class Program:
         """The cost of any plan: call it with ``{group: units kept}``; with nothing for the program
         as it is.
         """
-        return cost_model(self.analysis.coupling, self.module)
+        return cost_model(self.analysis.coupling, self.module, self.single)
 
     def group(self, name: str) -> ChannelGroup:
         """The group of this name.
@@ -121,6 +125,7 @@ class Program:
             "args": self.args,
             "kwargs": dict(self.kwargs),
             "dynamic": [{str(dim): name for dim, name in axes.items()} for axes in self.dynamic],
+            "single": self.single,
             "seed": self.seed,
             "pin": list(self.pin),
             "history": list(self.history),
@@ -144,6 +149,7 @@ def load(path: str | Path) -> Program:
         dynamic=tuple(
             {int(dim): name for dim, name in axes.items()} for axes in manifest["dynamic"]
         ),
+        single=manifest["single"],
         seed=manifest["seed"],
         pin=tuple(manifest["pin"]),
         history=tuple(manifest["history"]),

@@ -90,6 +90,14 @@ def test_predicted_cost_is_counted_cost(name: str) -> None:
     assert predicted.flops == counter.get_total_flops() == new.cost().flops
 
 
+def test_costs_are_those_of_the_batch_given() -> None:
+    model, (x,), _ = build("conv_chain")
+    two = fx.compile(model, (x,)).report
+    one = fx.compile(model, (x[:1],)).report
+    assert 2 * one.flops.before == two.flops.before
+    assert one.params == two.params
+
+
 @nets
 def test_gradients_reach_every_parameter(name: str) -> None:
     program = small(name)

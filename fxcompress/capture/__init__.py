@@ -38,6 +38,7 @@ class Captured:
         kwargs: Keyword example inputs, detached copies.
         dynamic: For each tensor among the flattened inputs, the axes that may vary, with names.
         source: What was captured, for people.
+        single: Whether the batch given was one example: the inputs here hold it twice.
     """
 
     module: CapturedModule
@@ -45,6 +46,7 @@ class Captured:
     kwargs: dict[str, Any]
     dynamic: tuple[Axes, ...]
     source: str
+    single: bool = False
 
 
 def capture(
@@ -80,7 +82,7 @@ def capture(
         >>> captured.module(torch.randn(7, 4)).shape
         torch.Size([7, 2])
     """
-    inputs = _detached(_tuple_of(args), dict(kwargs or {}))
+    given = inputs = _detached(_tuple_of(args), dict(kwargs or {}))
     if isinstance(model, nn.Module):
         _require_tensors(inputs)
         refuse_uninitialized(model)
@@ -96,7 +98,12 @@ def capture(
     module = assemble(program, baked)
     _refuse_mismatch(module, inputs)
     names = dynamic if isinstance(dynamic, Mapping) else {}
-    return Captured(module, *inputs, dynamic_axes(module.graph, inputs, names), source)
+    single = any(given) and _shapes(given) != _shapes(inputs)
+    return Captured(module, *inputs, dynamic_axes(module.graph, inputs, names), source, single)
+
+
+def _shapes(inputs: Inputs) -> list[torch.Size]:
+    return [leaf.shape for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def _open(model: object) -> tuple[ExportedProgram, str]:
