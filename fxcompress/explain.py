@@ -72,9 +72,8 @@ def _chain(coupling: Coupling, start: tuple[str, int], end: tuple[str, int]) -> 
         cause = coupling.graph.edges[a, b]["cause"]
         if cause:
             causes[cause] = None
-    return [f"tied at {cause}: {coupling.calls.get(cause, '')}" for cause in causes] or [
-        "they are the same axis"
-    ]
+    lines = [f"by {coupling.calls.get(cause, cause)} (node {cause})" for cause in causes]
+    return lines or ["they are the same axis"]
 
 
 def _near(name: str, names: Any) -> str:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import networkx as nx
+from torch import fx
 
 from fxcompress.axes import Axes, Concat, Edge, Expr, Factor, Product, leaves
 from fxcompress.rules import Binding, Claim, Context, Role, Work, name_of
@@ -110,9 +111,16 @@ def settle(
         edges=tuple(space.edges),
         labels=dict(labels),
         unknown={name: tuple(nodes) for name, nodes in ctx.unknown.items()},
-        calls={node.name: name_of(node.target) for node in ctx.axes},
+        calls={node.name: _call(node) for node in ctx.axes},
         companions=_companions(axes.values(), own.values()),
     )
+
+
+def _call(node: fx.Node) -> str:
+    """What a node calls, and in which module of the user's where that is known."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    where = next((path for path, *_ in reversed(stack) if path), "")
+    return name_of(node.target) + (f" in {where}" if where else "")
 
 
 def _roles(ctx: Context, parameters: Mapping[str, Axes]) -> dict[Factor, set[Held]]:
