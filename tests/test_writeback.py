@@ -303,6 +303,28 @@ def test_the_configuration_follows_where_layers_agree() -> None:
     assert vars(model)["config"].hidden_size == 40
 
 
+def test_a_configuration_builds_the_same_model_or_none(tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, args, kwargs = built("llama")
+    model.float()
+
+    def saved(count: Callable[[ChannelGroup], int | None]) -> Any:
+        result: Any = fx.compile(model, args, kwargs, passes=[Keep(count)]).write_back(model)
+        result.save_pretrained(tmp_path)
+        return result
+
+    result = saved(lambda group: None if group.kind in ("qk", "vo") else group.units // 2)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(**kwargs).logits, result(**kwargs).logits)
+    tokens = result.generate(kwargs["input_ids"], max_new_tokens=3, do_sample=False)
+    assert tokens.shape == (2, 12)
+
+    # Scale and rotary table were made for wider heads, which a new model would not know.
+    saved(lambda group: group.units // 2)
+    with pytest.raises(RuntimeError, match="mismatch"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
 def test_another_model_is_refused() -> None:
     model, args, kwargs = build("mlp")
     program = fx.compile(model, args, kwargs, passes=[RandomSelection()])

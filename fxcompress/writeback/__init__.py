@@ -43,8 +43,7 @@ def write_back(
 
     Returns:
         A copy of `original` with the parameters of `module` and attributes to match; device, modes
-        and
-        ``requires_grad`` are those of `original`.
+        and ``requires_grad`` are those of `original`.
 
     Raises:
         WriteBackError: The class cannot hold the smaller parameters; the message names the
@@ -64,7 +63,7 @@ def write_back(
     outcome = settle(result, gate, found, read, dynamic)
     if not outcome.ok:
         raise WriteBackError(explain(result, original, outcome, module, evidence, dynamic, given))
-    mend_configs(result, original)
+    mend_configs(result, original, gate)
     return result
 
 

@@ -8,7 +8,6 @@ the ratio of the two gives the same product.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,31 +224,3 @@ def _scale(
             if (str(node.target), index) not in done:
                 rows[index] *= ratio
                 done[str(node.target), index] = ratio
-
-
-def differences(found: CapturedModule, wanted: CapturedModule) -> Iterator[tuple[fx.Node, str]]:
-    """The nodes of `found` that are called otherwise in `wanted`, and how."""
-    twins = {node.name: node for node in wanted.graph.nodes}
-    for node in found.graph.nodes:
-        twin = twins.get(node.name)
-        if node.op != "call_function" or twin is None:
-            continue
-        if twin.target != node.target:
-            yield node, f"it calls {node.target} where the graph calls {twin.target}"
-        elif (node.args, node.kwargs) != (twin.args, twin.kwargs):
-            mine, theirs = dict(_numbers(node)), dict(_numbers(twin))
-            changed = [k for k in mine if k in theirs and mine[k] != theirs[k]]
-            if changed:
-                has = ", ".join(str(mine[key]) for key in changed)
-                needs = ", ".join(str(theirs[key]) for key in changed)
-                yield node, f"it calls {node.target} with {has} where the graph has {needs}"
-
-
-def _numbers(node: fx.Node) -> Iterator[tuple[tuple[Any, ...], float]]:
-    yield from integers((node.args, node.kwargs))
-    for index, value in enumerate(node.args):
-        if isinstance(value, float):
-            yield (0, index), value
-    for key, value in node.kwargs.items():
-        if isinstance(value, float):
-            yield (1, key), value

@@ -19,6 +19,16 @@ from fxcompress.writeback.evidence import Evidence, Finding, Key
 
 _INTERNAL = frozenset(vars(nn.Module())) | {"training"}
 _NO_RANK = 99
+_WIDTHS = frozenset(
+    """
+    all_head_size attention_head_size attn_dim channels d_ff d_model dim embed_dim embedding_dim
+    ffn_dim head_dim head_hidden_size hidden_channels hidden_dim hidden_features hidden_size in_chs
+    in_channels in_dim in_features inner_dim intermediate_size kdim mlp_dim n_embd n_head n_heads
+    num_attention_heads num_channels num_features num_heads num_key_value_groups num_key_value_heads
+    out_channels out_chs out_dim out_features split_size vdim width
+    """.split()  # noqa: SIM905
+)
+"""Names that stand for a size: mended also where no forward tells right from wrong."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,11 @@ class Decision:
     place: Place
     options: tuple[tuple[tuple[str, int], ...], ...]
     firm: bool
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the attribute can be set unseen: its name is that of a width, and `firm`."""
+        return self.firm and self.place.name in _WIDTHS
 
     def apply(self, model: nn.Module, option: int) -> None:
         """Set the attribute in every module of the class."""

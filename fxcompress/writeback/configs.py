@@ -5,20 +5,54 @@ They are mended where all layers agree.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxcompress.graph import find_tensor
+from fxcompress.writeback.gate import Gate
+
+Change = tuple[Any, str, int]
+"""A configuration, a field of it, and the field's old value."""
+_HEAD_WIDTH = "head_dim"
 
 
-def mend_configs(result: nn.Module, original: nn.Module) -> None:
+def mend_configs(result: nn.Module, original: nn.Module, gate: Gate) -> None:
     """Set the fields of each ``config`` that follow a size, where the layers agree on the new one.
 
-    Where they do not, no configuration of one number a field describes the model, and the field is
-    left alone.
+    Where they do not, no such configuration describes the model, and the field is left alone. So is
+    the width of a head where a model built anew from the configuration would take its attention
+    scale or its rotary table from it and compute something else: loading has to fail then.
     """
+    changed = list(_mend(result, original))
+    if changed and not gate.measure(result).ok:
+        _restore(changed)  # the forward reads a field, and means something else by it
+    elif any(field == _HEAD_WIDTH for _, field, _ in changed) and not _is_described(result, gate):
+        _restore([change for change in changed if change[1] == _HEAD_WIDTH])
+
+
+def _restore(changed: list[Change]) -> None:
+    for config, field, old in changed:
+        setattr(config, field, old)
+
+
+def _is_described(result: nn.Module, gate: Gate) -> bool:
+    """Whether a new model of the configuration computes the same from the same state dict."""
+    make: Any = type(result)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            twin = make(copy.deepcopy(vars(result).get("config"))).to(gate.dtype)
+        twin.load_state_dict(result.state_dict())
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        return False  # a constructor of other arguments, or one that refuses the sizes
+    return gate.measure(twin).ok
+
+
+def _mend(result: nn.Module, original: nn.Module) -> Iterator[Change]:
+    """Set the fields; gives each one that changes, with its old value."""
     seen: set[int] = set()
     for path, module in result.named_modules():
         config = vars(module).get("config")
@@ -30,8 +64,9 @@ def mend_configs(result: nn.Module, original: nn.Module) -> None:
             value = getattr(config, field, None)
             if isinstance(value, int) and not isinstance(value, bool):
                 news = {new for kind in kinds for old, new in changes[kind] if old == value}
-                if len(news) == 1:
+                if len(news) == 1 and news != {value}:
                     setattr(config, field, news.pop())
+                    yield config, field, value
 
 
 _FIELDS: Mapping[str, tuple[str, ...]] = {

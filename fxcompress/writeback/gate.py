@@ -58,7 +58,8 @@ class Gate:
         self.graph.recompile()
         self.inputs = [(args, dict(kwargs)), *_other_sizes(graph, args, dict(kwargs))]
         self.references = [_run(self.graph, given) for given in self.inputs]
-        self.tolerance = TOLERANCE.get(_dtype(graph), TOLERANCE[torch.float32])
+        self.dtype = _dtype(graph)
+        self.tolerance = TOLERANCE.get(self.dtype, TOLERANCE[torch.float32])
 
     def measure(self, model: nn.Module) -> Verdict:
         """Compare `model`, in evaluation mode, with the graph."""
@@ -70,7 +71,7 @@ class Gate:
             except Exception as failure:  # a class that cannot hold the sizes fails in its own way
                 return Verdict(float("inf"), self.tolerance, failure)
             worst = max(worst, error if finite else float("inf"))
-        if self.tolerance < worst < 1e-2 and _dtype(self.graph) == torch.float32:
+        if self.tolerance < worst < 1e-2 and self.dtype == torch.float32:
             return self._measure_in_double(model)
         return Verdict(worst, self.tolerance)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from torch import nn
 
 from fxcompress.capture import DynamicSpec, capture
+from fxcompress.errors import CaptureError
 from fxcompress.writeback.gate import evaluating
+
+logger = logging.getLogger(__name__)
 
 
 def attributes_read(
@@ -23,8 +27,12 @@ def attributes_read(
         module.__class__ = _listening(type(module), path, found)
     with torch.no_grad(), evaluating(twin):
         twin(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
-    # Some classes take another way when they are traced.
-    capture(twin, args, kwargs, dynamic)
+    try:
+        capture(twin, args, kwargs, dynamic)  # some classes take another way when they are traced
+    except CaptureError:
+        # The model itself is captured elsewhere; only the listening can be at fault here, and the
+        # export at the end judges the result.
+        logger.debug("%s cannot be exported while its attributes are watched", type(model).__name__)
     return frozenset(found)
 
 

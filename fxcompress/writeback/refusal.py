@@ -16,8 +16,7 @@ from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, capture
 from fxcompress.errors import CaptureError
 from fxcompress.graph import CapturedModule
-from fxcompress.writeback.attention import differences
-from fxcompress.writeback.evidence import Evidence, module_path
+from fxcompress.writeback.evidence import Evidence, integers, module_path
 from fxcompress.writeback.gate import Verdict, evaluating
 
 _LIBRARIES = tuple(
@@ -106,7 +105,7 @@ def _first_difference(
         found = canonicalize(capture(result, given[0], given[1], dynamic).module)
     except CaptureError:
         return None, []
-    for node, words in differences(found, wanted):
+    for node, words in _differences(found, wanted):
         return module_path(node), [f"  {words}", *(f"  at {line}" for line in _lines_of(node))]
     return None, []
 
@@ -135,3 +134,31 @@ def _conflicts(module: nn.Module, path: str, evidence: Evidence) -> Iterator[str
                 f"its attribute '{name}' was {value}, and the graph asks for {wishes}: "
                 "one number cannot be all"
             )
+
+
+def _differences(found: CapturedModule, wanted: CapturedModule) -> Iterator[tuple[fx.Node, str]]:
+    """The nodes of `found` that are called otherwise in `wanted`, and how."""
+    twins = {node.name: node for node in wanted.graph.nodes}
+    for node in found.graph.nodes:
+        twin = twins.get(node.name)
+        if node.op != "call_function" or twin is None:
+            continue
+        if twin.target != node.target:
+            yield node, f"it calls {node.target} where the graph calls {twin.target}"
+        elif (node.args, node.kwargs) != (twin.args, twin.kwargs):
+            mine, theirs = dict(_numbers(node)), dict(_numbers(twin))
+            changed = [k for k in mine if k in theirs and mine[k] != theirs[k]]
+            if changed:
+                has = ", ".join(str(mine[key]) for key in changed)
+                needs = ", ".join(str(theirs[key]) for key in changed)
+                yield node, f"it calls {node.target} with {has} where the graph has {needs}"
+
+
+def _numbers(node: fx.Node) -> Iterator[tuple[tuple[Any, ...], float]]:
+    yield from integers((node.args, node.kwargs))
+    for index, value in enumerate(node.args):
+        if isinstance(value, float):
+            yield (0, index), value
+    for key, value in node.kwargs.items():
+        if isinstance(value, float):
+            yield (1, key), value

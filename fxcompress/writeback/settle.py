@@ -33,12 +33,12 @@ def settle(
         result: Has its new parameters and its old attributes.
         gate: Measures it.
         found: What may have to change.
-        read: The attributes that matter; of the others only those are set that leave no doubt.
+        read: The attributes that matter; of the others only plain ones are set.
         dynamic: What to ask of torch.export.
     """
     search = _Search(result, gate, [one for one in found if one.touches(read)], dynamic)
     for decision in found:
-        if not decision.touches(read) and decision.firm:
+        if not decision.touches(read) and decision.is_plain:
             decision.apply(result, 0)
     return search.run()
 
