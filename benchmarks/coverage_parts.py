@@ -1,0 +1,198 @@
+"""What `coverage.py` finds out about one model; each part gives plain figures, and an error that it
+raises is a result as well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from coverage_case import RATIO, Case, count, distance, timed
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import fxcompress as fx
+from fxcompress.program import Program
+from fxcompress.rewrite import Kept, rewrite
+from fxcompress.verify import verify
+
+Figures = dict[str, Any]
+EVERY = fx.passes.RandomPruning(ratio=RATIO, round_to=1, seed=1)
+EXACT = fx.passes.RandomPruning(ratio=RATIO, round_to=1, seed=2, exact_only=True)
+
+
+def speed(case: Case) -> Figures:
+    """CPU seconds of torch.export and of every stage of the compiler, in single precision."""
+    program, small, stages = case.staged
+    return {
+        **{stage: round(seconds, 4) for stage, seconds in stages.items()},
+        "nodes": len(program.module.graph.nodes),
+        "reduction": 1 - count(small.module) / count(program.module),
+    }
+
+
+def exact(case: Case) -> Figures:
+    """Whether half of the units can go, in double precision, at two and at three examples."""
+    model, given = case.double()
+    stages: dict[str, float] = {}
+    program = timed(stages, "compile", lambda: fx.compile(model, *given))
+    figures = _described(program)
+    movable = [group for group in program.groups if not group.frozen and group.units > 1]
+    if movable:
+        figures |= _all_groups(case, program, given)
+    if any(group.exact for group in movable):
+        errors = _exact_groups(case, program, model, given)
+        figures |= {"error": max(errors), "errors": errors}
+    return figures | {"compile": round(stages["compile"], 3)}
+
+
+def _described(program: Program) -> Figures:
+    frozen = [group for group in program.groups if group.frozen]
+    return {
+        "prunable": len(program.groups) - len(frozen),
+        "inexact": sum(not group.frozen and not group.exact for group in program.groups),
+        "frozen": dict(Counter(str(group.frozen) for group in frozen).most_common()),
+        "widest": {g.name: g.units for g in sorted(frozen, key=lambda g: -g.units)[:8]},
+        "unknown": {op: len(nodes) for op, nodes in program.analysis.coupling.unknown.items()},
+        "free_batch": all(0 in axes for axes in program.dynamic),
+    }
+
+
+def _all_groups(case: Case, program: Program, given: Any) -> Figures:
+    """Sizes with half of every group gone, and the distance to the reference that recomputes norms
+    over the units that stay.
+    """
+    plan = EVERY.plan(program)
+    coupling = program.analysis.coupling
+    small = rewrite(program.module, coupling, plan).module
+    figures: Figures = {
+        "dense": count(program.module),
+        "predicted": program.cost(plan.widths).params,
+        "counted": count(small),
+    }
+    sets = [given, case.drawn(3)] if all(0 in axes for axes in program.dynamic) else [given]
+    checks = [verify(program.module, small, coupling, plan, *inputs) for inputs in sets]
+    return figures | {"norm_error": max(check.max_relative_error for check in checks)}
+
+
+def _exact_groups(case: Case, program: Program, model: nn.Module, given: Any) -> list[float]:
+    """Distances to the user's own model with zeros in place of the units that left."""
+    done = rewrite(program.module, program.analysis.coupling, EXACT.plan(program))
+    free = all(0 in axes for axes in program.dynamic)
+    sets = [given, case.drawn(3)] if free else [given]
+    with torch.no_grad():
+        found = [done.module(*copied(args), **copied(kwargs)) for args, kwargs in sets]
+        zero_masked(model, done.kept)
+        expected = [model(*copied(args), **copied(kwargs)) for args, kwargs in sets]
+    return [distance(a, b) for a, b in zip(found, expected, strict=True)]
+
+
+def zero_masked(model: nn.Module, kept: Kept) -> None:
+    """Set to zero, in place, every entry that is not among those that stay."""
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    named |= dict(model.named_buffers(remove_duplicate=False))
+    with torch.no_grad():
+        for name, axes in kept.items():
+            for dim, index in enumerate(axes):
+                if index is not None and name in named:  # else a constant of the graph
+                    gone = torch.ones(named[name].shape[dim], dtype=torch.bool)
+                    gone[index] = False
+                    named[name].index_fill_(dim, gone.nonzero().flatten(), 0)
+
+
+def copied(values: Any) -> Any:
+    """Inputs that a model may write to."""
+    return pytree.tree_map_only(Tensor, torch.clone, values)
+
+
+def onnx(case: Case) -> Figures:
+    """Export of the smaller program, and onnxruntime against it; where torch.onnx refuses it,
+    whether the program before is refused as well.
+    """
+    dense, small, _ = case.staged
+    start = time.process_time()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "program.onnx"
+        try:
+            fx.export.to_onnx(small, path)
+        except fx.ExportError:
+            refusal = _refusal(dense, path)
+            if refusal is None:
+                raise
+            return {"dense": refusal}
+        checked = fx.export.check(path, small)
+    return {"error": checked.max_error, "seconds": round(time.process_time() - start, 2)}
+
+
+def _refusal(program: Program, path: Path) -> str | None:
+    try:
+        fx.export.to_onnx(program, path)
+    except fx.ExportError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def write_back(case: Case) -> Figures:
+    """The user's own class with the smaller parameters; the compiler's own gate compares it."""
+    _, small, _ = case.staged
+    start = time.process_time()
+    written = small.write_back(case.model)
+    return {"params": count(written), "seconds": round(time.process_time() - start, 2)}
+
+
+def torch_pruning(case: Case) -> Figures:
+    """torch-pruning at the same ratio: L2, one shot, output layers listed, heads passed."""
+    import torch_pruning as tp
+
+    model, (args, kwargs) = case.model, case.inputs
+    before = count(model)
+    stages: dict[str, float] = {}
+    pruner = timed(
+        stages,
+        "build",
+        lambda: tp.pruner.BasePruner(
+            model,
+            kwargs or args,
+            importance=tp.importance.MagnitudeImportance(p=2),
+            pruning_ratio=RATIO,
+            ignored_layers=case.zoo.heads(case.name, model),
+            num_heads=_heads(model),
+            prune_num_heads=False,
+            prune_head_dims=True,
+        ),
+    )
+    timed(stages, "step", pruner.step)
+    with torch.no_grad():
+        model(*copied(args), **copied(kwargs))
+    return {**{k: round(v, 4) for k, v in stages.items()}, "reduction": 1 - count(model) / before}
+
+
+def _heads(model: nn.Module) -> Mapping[nn.Module, int]:
+    """The projections of attention layers, with the number of heads that their layers state."""
+    found: dict[nn.Module, int] = {}
+    for layer in model.modules():
+        heads = getattr(layer, "num_heads", None) or getattr(layer, "num_attention_heads", None)
+        if not isinstance(heads, int):
+            continue
+        if isinstance(layer, nn.MultiheadAttention):
+            found[layer] = heads
+        for name, part in layer.named_children():
+            if isinstance(part, nn.Linear) and name in (
+                "qkv", "q", "k", "v", "query", "key", "value", "q_proj", "k_proj", "v_proj",
+            ):  # fmt: skip
+                found[part] = heads
+    return found
+
+
+PARTS: Mapping[str, Callable[[Case], Figures]] = {
+    "speed": speed,
+    "onnx": onnx,
+    "write back": write_back,
+    "exact": exact,  # turns the model to double precision: after all that needs single
+    "torch-pruning": torch_pruning,  # spoils the model: run on one of its own
+}

@@ -1,0 +1,78 @@
+"""Runs `coverage_worker.work`, one process a model, and keeps what it sends as lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+Records = dict[str, dict[str, dict[str, Any]]]
+"""For each model and part, the figures."""
+
+
+class Runs:
+    """Figures in a file of JSON lines; the last line of a model and part counts.
+
+    Processes are forked from a server that has imported torch once, with one thread each.
+    """
+
+    def __init__(self, path: Path, zoo: Path, limit: float) -> None:
+        self.path, self.zoo, self.limit = path, zoo, limit
+        self.records: Records = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                self._note(json.loads(line))
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["coverage_worker"])
+
+    def missing(self, name: str, parts: Sequence[str], again: bool) -> list[str]:
+        """The parts of a model that are not known yet; with `again` those that failed too."""
+        known = self.records.get(name, {})
+        return [p for p in parts if p not in known or (again and "failed" in known[p])]
+
+    def measure(self, name: str, parts: Sequence[str]) -> Mapping[str, Any]:
+        """Run the parts in a new process and keep what it sends."""
+        from coverage_worker import work
+
+        here, there = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=work, args=(name, self.zoo, list(parts), there))
+        process.start()
+        there.close()
+        left = list(parts)
+        while left:
+            part, figures = self._received(here, process, left)
+            left.remove(part)
+            self._write({"model": name, "part": part} | figures)
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+        process.join()
+        return self.records[name]
+
+    def _received(self, here: Connection, process: Any, left: list[str]) -> Any:
+        """What comes next, or why nothing comes any more: then all parts left have failed."""
+        start = time.monotonic()
+        try:
+            if here.poll(self.limit):
+                return here.recv()
+            reason = "TimeLimit", f"took longer than {self.limit:.0f} s"
+        except EOFError:
+            process.join()
+            reason = "Died", f"the process ended with code {process.exitcode}"
+        process.kill()
+        wall = round(time.monotonic() - start, 1)
+        return left[0], {"failed": reason[0], "says": reason[1], "wall": wall}
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self._note(record)
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        figures = {key: value for key, value in record.items() if key not in ("model", "part")}
+        self.records.setdefault(record["model"], {})[record["part"]] = figures
