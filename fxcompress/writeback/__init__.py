@@ -18,7 +18,7 @@ from fxcompress.graph import CapturedModule, dynamic_dims, is_tensor
 from fxcompress.writeback.attributes import decisions
 from fxcompress.writeback.configs import mend_configs
 from fxcompress.writeback.evidence import gather
-from fxcompress.writeback.gate import Gate
+from fxcompress.writeback.gate import Gate, Inputs, beside
 from fxcompress.writeback.layers import mend_layer
 from fxcompress.writeback.reads import attributes_read
 from fxcompress.writeback.refusal import explain
@@ -50,7 +50,8 @@ def write_back(
             attribute or line.
     """
     _refuse_reparametrized(module)
-    given = tuple(args), dict(kwargs)
+    _refuse_other_kinds(original)
+    given = beside((tuple(args), dict(kwargs)), original)
     dynamic = _dynamic(module)
     dense = _dense(original, given, dynamic)
     result = transplant(module, original, dense)
@@ -75,12 +76,15 @@ def _refuse_reparametrized(module: CapturedModule) -> None:
         )
 
 
-def _dense(original: nn.Module, given: Any, dynamic: DynamicSpec) -> CapturedModule:
+def _refuse_other_kinds(original: object) -> None:
     if not isinstance(original, nn.Module):
         raise WriteBackError(
             f"cannot write into a {type(original).__name__}; "
             "give the torch.nn.Module that was compiled"
         )
+
+
+def _dense(original: nn.Module, given: Inputs, dynamic: DynamicSpec) -> CapturedModule:
     try:
         return canonicalize(capture(original, given[0], given[1], dynamic).module)
     except CaptureError as error:

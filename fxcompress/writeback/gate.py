@@ -104,15 +104,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _run(model: nn.Module, given: Inputs) -> Any:
+def beside(given: Inputs, model: nn.Module) -> Inputs:
+    """Copies of the inputs on the device of `model`, which may write to what it is given."""
     device = next((tensor.device for tensor in named_tensors(model).values()), None)
-    # Copies: a model may write to its inputs.
-    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone().to(device), given)
+    moved: Inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone().to(device), given)
+    return moved
+
+
+def _run(model: nn.Module, given: Inputs) -> Any:
+    args, kwargs = beside(given, model)
     with torch.no_grad():
         if isinstance(model, CapturedModule):
-            return model(*args, **kwargs)
-        with evaluating(model):
-            return model(*args, **kwargs)
+            found = model(*args, **kwargs)
+        else:
+            with evaluating(model):
+                found = model(*args, **kwargs)
+    return pytree.tree_map_only(Tensor, Tensor.cpu, found)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

@@ -14,7 +14,7 @@ from fxcompress.errors import CaptureError
 from fxcompress.graph import CapturedModule
 from fxcompress.writeback.attention import rescale_queries
 from fxcompress.writeback.attributes import Decision
-from fxcompress.writeback.gate import Gate, Verdict
+from fxcompress.writeback.gate import Gate, Verdict, beside
 
 _TRIES = 96
 _EXPORTS = 6
@@ -77,7 +77,7 @@ class _Search:
         for combination in near[:_EXPORTS]:
             self._apply(combination)
             _, graph = self._export(Verdict(0.0, 0.0))
-            inputs = self.gate.inputs[0]
+            inputs = beside(self.gate.inputs[0], self.result)
             if graph is not None and rescale_queries(self.result, graph, self.gate.graph, *inputs):
                 return self._export(self.gate.measure(self.result))[0]
         self._apply(near[0] if near else (0,) * len(self.open))
@@ -93,7 +93,7 @@ class _Search:
         Some classes compute otherwise when they are traced.
         """
         self.exports += 1
-        args, kwargs = self.gate.inputs[0]
+        args, kwargs = beside(self.gate.inputs[0], self.result)
         try:
             graph = canonicalize(capture(self.result, args, kwargs, self.dynamic).module)
         except CaptureError as error:
