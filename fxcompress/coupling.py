@@ -17,7 +17,7 @@ from fxcompress.axes import Axes, Factor
 from fxcompress.errors import PlanError
 from fxcompress.facts import Coupling, settle
 from fxcompress.graph import CapturedModule, is_tensor, parameter_of, shape_of
-from fxcompress.rules import Context, name_of, rule_for
+from fxcompress.rules import Context, rule_for
 from fxcompress.rules.create import unknown
 from fxcompress.rules.pointwise import pointwise
 from fxcompress.rules.registry import is_pointwise
@@ -114,8 +114,6 @@ def _call(ctx: Context, node: fx.Node) -> None:
         return
     if not is_tensor(node) and not isinstance(node.meta.get("val"), (tuple, list)):
         return  # a number: the size of something
-    if rule is None:
-        ctx.unknown[name_of(node.target)].append(node.name)
     ctx.axes[node] = _checked(ctx, node, (rule or unknown)(ctx, node))
     sources = [ctx.sources.get(operand) for operand in operands]
     if sources and all(sources):

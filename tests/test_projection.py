@@ -60,7 +60,8 @@ def block(expr: Expr, choices: Choices) -> Tensor:
         return choices.get(expr, identity).value
     parts = [block(part, choices) for part in expr.parts]
     if isinstance(expr, Concat):
-        return torch.block_diag(*parts)
+        stacked: Tensor = torch.block_diag(*parts)
+        return stacked
     whole = torch.ones(1, 1, dtype=torch.float64)
     for part in parts:
         whole = torch.kron(whole, part)

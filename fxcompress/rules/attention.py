@@ -36,7 +36,8 @@ def _attention(ctx: Context, node: fx.Node) -> Axes:
     ctx.flops(node, (*lead, query[-2], key[-2], value[-1]))
     ctx.barrier((*lead, query[-1]), node, "attention")
     ctx.sums(node, (query[-1],), operands[:2])
-    ctx.mark(node, ctx.loudness(operands[2]))
+    alone = ctx.factors((*lead, query[-2])) - ctx.factors(value)
+    ctx.mark(node, (*ctx.loudness(operands[2]), *alone))
     return tuple(map(ctx.space.resolve, (*lead, query[-2], value[-1])))
 
 

@@ -9,7 +9,7 @@ from torch import fx
 from fxcompress.axes import Axes, Expr
 from fxcompress.graph import dynamic_dims, example_shape
 from fxcompress.rules.context import Context, Output
-from fxcompress.rules.registry import axis_rule
+from fxcompress.rules.registry import axis_rule, name_of
 from fxcompress.rules.schema import arguments, position
 
 CONSIDERED = {
@@ -96,7 +96,8 @@ def _considered(ctx: Context, node: fx.Node) -> Output:
 
 
 def unknown(ctx: Context, node: fx.Node) -> Output:
-    """An op without a rule: nothing that touches it may shrink."""
+    """An op without a rule: nothing that touches it may shrink, and the report names it."""
+    ctx.unknown[name_of(node.target)].append(node.name)
     return frozen(ctx, node, f"no axis rule for {node.target}")
 
 

@@ -103,6 +103,9 @@ def _piece(ctx: Context, node: fx.Node, expr: Expr, size: int) -> Expr:
         return _strided(ctx, node, expr, (start, end, named["step"]))
     if size == expr.size:
         return expr
+    if size == 0:
+        ctx.freeze(expr, node, "an empty slice")
+        return ctx.fixed(0, node, "an empty slice")
     left, middle, right = ctx.cut(expr, (start, size, expr.size - start - size), node)
     _bind_bound(ctx, node, "start", left, concat((middle, right)))
     _bind_bound(ctx, node, "end", concat((left, middle)), right)

@@ -51,7 +51,7 @@ def _index(ctx: Context, node: fx.Node) -> Axes:
     found = _places(ctx, node)
     if found is None:
         return ctx.opaque(node, "masked indexing")
-    ctx.mark(node, ctx.loudness(node.args[0]))
+    ctx.mark(node, (*ctx.loudness(node.args[0]), *found[1]))
     return _indexed(ctx.of(node.args[0]), found)
 
 
@@ -82,7 +82,9 @@ def _index_select(ctx: Context, node: fx.Node) -> Axes:
         return axes
     dim = named["dim"] % len(axes)
     ctx.freeze(axes[dim], node, "read by index")
-    return (*axes[:dim], *(ctx.of(named["index"]) or (UNIT,)), *axes[dim + 1 :])
+    index = ctx.of(named["index"]) or (UNIT,)
+    ctx.mark(node, (*ctx.loudness(named["self"]), *index))
+    return (*axes[:dim], *index, *axes[dim + 1 :])
 
 
 @axis_rule("aten::gather", "aten::take_along_dim")
@@ -100,7 +102,7 @@ def _gather(ctx: Context, node: fx.Node) -> Axes:
     if axes:
         ctx.freeze(axes[dim], node, "read by index")
         out[dim] = index[dim]
-    ctx.mark(node, ctx.loudness(named["self"]))
+    ctx.mark(node, (*ctx.loudness(named["self"]), *out[dim : dim + 1]))
     return tuple(map(ctx.space.resolve, out))
 
 

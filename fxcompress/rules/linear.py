@@ -53,7 +53,10 @@ RULES.update(
         "aten::outer": NotationRule("m, n -> m n"),
         "transformers::grouped_mm_fallback": NotationRule(
             "t i, e i o, e -> t o",
-            frozen={"e": "experts: rows are read by index", "t": "rows are counted for each expert"},
+            frozen={
+                "e": "experts: rows are read by index",
+                "t": "rows are counted for each expert",
+            },
             beside=(2,),
             work=("t i o",),
         ),

@@ -118,12 +118,13 @@ def _softmax(ctx: Context, node: fx.Node) -> Axes:
 
 @axis_rule("aten::_weight_norm")
 def _weight_norm(ctx: Context, node: fx.Node) -> Axes:
-    """Weight = v · g / ‖v‖ over every axis but one; zeros add nothing to the length."""
+    """Weight = v · g / ‖v‖ over every axis but one; zeros add nothing to a length other than 0."""
     named = arguments(node)
     axes, gain = ctx.of(named["v"]), ctx.of(named["g"])
     dim = named["dim"] % len(axes)
     out = ctx.broadcast([axes, gain], node)
     ctx.role(out[dim], named["g"], "affine", dim)
+    ctx.over(out[dim], node, "a masked row has no length to divide by")
     ctx.barrier(out, node, "aten::_weight_norm")
     ctx.sums(node, (*out[:dim], *out[dim + 1 :]), (named["v"],))
     return out

@@ -42,7 +42,7 @@ CONVERSIONS = ("aten::to", "aten::type_as")
 """Copies whose second operand only tells the type."""
 SUMS = _names("add rsub sub")
 PRODUCTS = _names("mul")
-QUOTIENTS = _names("div true_divide")
+QUOTIENTS = _names("div divide fmod floor_divide remainder true_divide")
 CHOICES = _names("masked_fill where")
 ODD = _names("""
     abs arcsin arcsinh arctan asin asinh atan ceil celu deg2rad elu erf expm1 floor gelu hardshrink
@@ -50,6 +50,8 @@ ODD = _names("""
     sqrt square tan tanh trunc
 """)
 """Functions with f(0) = 0, odd or not."""
+POLES = _names("digamma lgamma log log10 log2 logit reciprocal rsqrt")
+"""Functions that are not finite at 0."""
 UNTAGGED = _names("""
     __and__ __or__ __xor__ copy fill floor_divide hardsigmoid hardswish log_sigmoid zero
 """)
@@ -71,10 +73,22 @@ def pointwise(ctx: Context, node: fx.Node) -> Output:
         for dim, expr in enumerate(own):
             ctx.role(expr, operand, "affine", dim)
     out = tuple(map(ctx.space.resolve, out))
+    for operand in _divisors(node, operands):
+        zero = ctx.factors(ctx.of(operand)) - ctx.loudness(operand)
+        ctx.over(zero, node, f"{node.name} divides by it or takes its logarithm")
     barrier, loud = _nature(ctx, node, operands, ctx.factors(out))
     ctx.barrier(barrier, node, name_of(node.target))
     ctx.mark(node, loud)
     return out
+
+
+def _divisors(node: fx.Node, operands: list[fx.Node]) -> list[fx.Node]:
+    """The operands that must not be zero."""
+    base = packet_of(node).removeprefix("aten::").removesuffix("_")
+    if base in QUOTIENTS:
+        return [operand for operand in operands if operand is not node.args[0]]
+    power = arguments(node).get("exponent", 1) if base == "pow" else 1
+    return operands if base in POLES or (isinstance(power, (int, float)) and power < 0) else []
 
 
 def _shape(ctx: Context, node: fx.Node) -> tuple[int, ...] | None:

@@ -8,7 +8,7 @@ from fxcompress.axes import UNIT, Axes
 from fxcompress.graph import example_shape
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
-from fxcompress.rules.schema import arguments, dims
+from fxcompress.rules.schema import arguments, dims, packet_of
 
 
 def _reduced(ctx: Context, node: fx.Node) -> tuple[Axes, Axes]:
@@ -80,6 +80,7 @@ def _extreme(ctx: Context, node: fx.Node) -> Output:
     ranked = not str(node.target).startswith(("aten.max", "aten.min"))
     if ranked or any(user.users for user in indices):
         ctx.freeze(gone, node, "its indices are values")
+        ctx.mark(node, out)
     return out, out
 
 
@@ -109,6 +110,7 @@ def _sorted(ctx: Context, node: fx.Node) -> Output:
         dim = arguments(node).get("dim", 0) % len(axes)
         ctx.freeze(axes[dim], node, "sorted by value")
         axes[dim] = ctx.fixed(example_shape(first)[dim], node, "sorted by value")
+    ctx.mark(node, axes)
     return (tuple(axes), tuple(axes)) if isinstance(value, (tuple, list)) else tuple(axes)
 
 
@@ -131,4 +133,6 @@ def _running(ctx: Context, node: fx.Node) -> Output:
         first = value[0] if isinstance(value, (tuple, list)) else value
         axes[dim] = ctx.fixed(example_shape(first)[dim], node, "cumulative along it")
     out = tuple(map(ctx.space.resolve, axes))
+    if packet_of(node) not in ("aten::cumprod", "aten::cumsum", "aten::diff"):
+        ctx.mark(node, out)
     return (out, out) if isinstance(node.meta["val"], (tuple, list)) else out
