@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from fxcompress.capture.inputs import Inputs, describe, named_tensors
 from fxcompress.errors import CaptureError
 
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
 _REASON_LINES = 2
 _HINTS_FOR_TORCH = (
     "For ",
