@@ -10,6 +10,11 @@ Figures = Mapping[str, Any]
 Found = Mapping[str, Figures]
 """For each part of a model, its figures."""
 TOLERANCE = 1e-10
+REFERENCES = {
+    "error": "zero-masked model",
+    "norm_error": "reference with norms",
+    "batch_error": "same examples in a smaller batch",
+}
 OURS = ("canonicalize", "analysis", "plan", "rewrite")
 COLUMNS = (
     "model", "groups", "frozen", "unknown ops", "exact", "error", "error, norms", "reduction",
@@ -25,7 +30,7 @@ def verdict(found: Found) -> str:
         return "not measured"
     if "failed" in figures:
         return f"{figures['failed']}: {figures['says']}"
-    for name, words in (("error", "zero-masked model"), ("norm_error", "reference with norms")):
+    for name, words in REFERENCES.items():
         if not figures.get(name, 0.0) <= TOLERANCE:
             return f"differs from the {words} by {figures[name]:.1g}"
     if figures.get("predicted") != figures.get("counted"):
@@ -94,8 +99,8 @@ def summary(results: Mapping[str, Found], theirs: Mapping[str, Figures]) -> list
     lines = [
         f"compiled: {sum(map(compiled, results.values()))} of {len(results)}",
         f"exact: {len(good)} of {len(results)}; wrong: {len(wrong)}{_listed(wrong)}",
-        f"reduction at least torch-pruning's: {len(right) - len(less)} of {len(right)} models that it "
-        f"gets right and that are compiled{_listed(less)}",
+        f"reduction at least torch-pruning's: {len(right) - len(less)} of {len(right)} models that "
+        f"it gets right and that are compiled{_listed(less)}",
         _ratios("(analysis + plan + rewrite) / torch.export", results, ratio),
         _ratios("the same / torch-pruning's build and step", results, _against_theirs),
     ]
