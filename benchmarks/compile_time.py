@@ -32,11 +32,10 @@ MOST_TIME, MOST_MEMORY = 1.0, 2.5
 MEMORY = ("memory-export", "memory-compile")
 RUNS = ("time 1", "time 2", "time 3", *MEMORY)
 OURS = ("canonicalize", "analysis", "plan", "rewrite")
-COLUMNS = (
-    "parameters", "nodes", "export s", "canonicalize s", "analysis s", "plan s", "rewrite s",
-    "ratio", "warm ratio", "verify s", "torch-pruning graph s", "its step s", "model MB",
-    "export MB", "compile MB", "above export",
+TIME_COLUMNS = (
+    "parameters", "nodes", "export", *OURS, "ratio", "warm ratio", "verify", "TP graph", "TP step",
 )  # fmt: skip
+MEMORY_COLUMNS = ("model", "torch.export", "compile", "above export, of model")
 
 Found = Mapping[str, Mapping[str, Any]]
 """For each run, its figures."""
@@ -84,20 +83,21 @@ def memory_above(found: Found) -> float | None:
     return float((compiled["above"] - exported["above"]) / compiled["model"])
 
 
-def cells(name: str, found: Found) -> tuple[object, ...]:
-    """A line of the table."""
+def time_cells(name: str, found: Found) -> tuple[object, ...]:
+    """A line of the first table."""
     stages = [_seconds(median(found, "cold", stage)) for stage in ("export", *OURS)]
-    megabytes = [
-        _megabytes(found[MEMORY[0]].get("model")),
-        *(_megabytes(found[run].get("above")) for run in MEMORY),
-    ]
     step = "fails" if _their_error(found) else _seconds(median(found, "torch_pruning", "step"))
     return (
         name, f"{(median(found, 'parameters') or 0) / 1e6:.1f} M", median(found, "nodes"), *stages,
         _two(ratio(found)), _two(ratio(found, "warm")), _seconds(median(found, "cold", "verify")),
-        _seconds(median(found, "torch_pruning", "graph")), step, *megabytes,
-        _two(memory_above(found), "x"),
+        _seconds(median(found, "torch_pruning", "graph")), step,
     )  # fmt: skip
+
+
+def memory_cells(name: str, found: Found) -> tuple[object, ...]:
+    """A line of the second table."""
+    above = [_megabytes(found[run].get("above")) for run in MEMORY]
+    return name, _megabytes(found[MEMORY[0]].get("model")), *above, _two(memory_above(found), "x")
 
 
 def _their_error(found: Found) -> str | None:
@@ -178,13 +178,18 @@ def _write(results: Mapping[str, Found], path: Path) -> None:
         "Half of the units of every group go (MagnitudePruning(ratio=0.5)), from a batch of two. "
         f"CPU seconds of one thread, medians of 3 processes, on {machine.cpu}, {machine.system}, "
         f"torch {machine.versions['torch']}. `ratio`: canonicalize, analysis, plan and rewrite "
-        "over export; `warm ratio`: the same for a second time in the same process. Memory: how "
-        "far the process rose; `above export`: the difference of the two over the model's size.",
+        "over export; `warm ratio`: the same for a second time in the same process; `TP`: "
+        "torch-pruning. Memory in MB: how far the process rose above itself with the model loaded.",
     ]
-    table = tabled("Time and memory of the compiler", ("model", *COLUMNS), [
-        cells(name, found) for name, found in ordered.items()
-    ])  # fmt: skip
-    written(table, {"models": ordered, "versions": machine.versions}, path, notes)
+    tables = [
+        tabled("Time of the compiler", ("model", *TIME_COLUMNS), [
+            time_cells(name, found) for name, found in ordered.items()
+        ]),
+        tabled("Memory of the compiler", ("", *MEMORY_COLUMNS), [
+            memory_cells(name, found) for name, found in ordered.items()
+        ]),
+    ]  # fmt: skip
+    written(tables, {"models": ordered, "versions": machine.versions}, path, notes)
 
 
 if __name__ == "__main__":

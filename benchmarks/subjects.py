@@ -66,8 +66,7 @@ def _vision(name: str) -> Subject:
         for layer in model.modules()
         if isinstance(layer, nn.MultiheadAttention)
     }
-    key = "input" if name.startswith("vit") else "x"
-    return Subject(model, {key: torch.randn(IMAGE)}, (layers[-1],), heads)
+    return Subject(model, {"x": torch.randn(IMAGE)}, (layers[-1],), heads)
 
 
 def _swin() -> Subject:

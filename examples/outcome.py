@@ -36,26 +36,34 @@ def tabled(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]])
 
 
 def written(
-    table: Table, facts: Mapping[str, Any], path: Path, notes: Sequence[str] = ()
+    tables: Sequence[Table], facts: Mapping[str, Any], path: Path, notes: Sequence[str] = ()
 ) -> tuple[Path, Path]:
-    """Print the table and the notes, and write ``path.md`` and ``path.json``."""
-    CONSOLE.print(table)
+    """Print the tables and the notes, and write ``path.md`` and ``path.json``."""
+    for table in tables:
+        CONSOLE.print(table)
     for note in notes:
         CONSOLE.print(note, markup=False, highlight=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     page, data = path.with_suffix(".md"), path.with_suffix(".json")
-    page.write_text(_markdown(table, notes), encoding="utf-8")
+    lines = [line for table in tables for line in _markdown(table)]
+    page.write_text("\n".join([*lines, *(f"- {note}" for note in notes), ""]), encoding="utf-8")
     data.write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
     CONSOLE.print(f"written to {page} and {data}", highlight=False)
     return page, data
 
 
-def spelled_ratio(result: BenchmarkResult, name: str) -> str:
-    """How many times faster an entry is than the first, with its 95 % interval."""
-    if name not in result.speedups:
-        return ""
-    wall = result.speedups[name].wall
-    return f"{wall.value:.2f}x [{wall.low:.2f}, {wall.high:.2f}]"
+def medians(result: BenchmarkResult, name: str) -> dict[str, Any]:
+    """An entry's latency and CPU time, and how many times less CPU time that is than the first's.
+
+    CPU time and not latency: on a busy machine it is the one that can be believed.
+    """
+    timing = next(timing for timing in result.timings if timing.name == name)
+    gain = result.speedups[name].cpu if name in result.speedups else None
+    return {
+        "wall_ms": timing.wall.p50,
+        "cpu_ms": timing.cpu.p50,
+        "speedup": f"{gain.value:.2f}x [{gain.low:.2f}, {gain.high:.2f}]" if gain else "",
+    }
 
 
 def spelled_noise(result: BenchmarkResult) -> str:
@@ -63,10 +71,12 @@ def spelled_noise(result: BenchmarkResult) -> str:
     return f" (noisy: {'; '.join(result.noise)})" if result.noise else ""
 
 
-def _markdown(table: Table, notes: Sequence[str]) -> str:
-    title, table.title, table.box = table.title, None, box.MARKDOWN
+def _markdown(table: Table) -> list[str]:
+    title, look = table.title, table.box
+    table.title, table.box = None, box.MARKDOWN
     console = Console(file=StringIO(), width=1000)
     with console.capture() as capture:
         console.print(table)
+    table.title, table.box = title, look
     lines = [line.strip() for line in capture.get().splitlines() if line.strip()]
-    return "\n".join([f"# {title}", "", *lines, "", *(f"- {note}" for note in notes), ""])
+    return [f"## {title}", "", *lines, ""]
