@@ -67,9 +67,10 @@ def traced(fn: Callable[..., Any], tensors: Sequence[Tensor]) -> CapturedModule:
     """The graph of ATen ops that `fn` runs, with every tensor it is given in a buffer."""
     graph_module = make_fx(fn, tracing_mode="fake", pre_dispatch=True)(*tensors)
     module = CapturedModule(nn.Module(), graph_module.graph)
+    given = iter(tensors)
     for node in list(module.graph.nodes):
         if node.op == "placeholder":
-            set_tensor(module, node.name, tensors[int(node.name.rpartition("_")[2]) - 1])
+            set_tensor(module, node.name, next(given))
             with module.graph.inserting_before(node):
                 buffer = module.graph.get_attr(node.name)
             buffer.meta["val"] = node.meta["val"]

@@ -22,6 +22,7 @@ from fxcompress.canonicalize.spelling import (
     pin_attention_scale,
     spell_out_integer_rsub,
     spell_out_splits,
+    spell_out_squeezes,
 )
 from fxcompress.capture import capture
 from fxcompress.errors import FxCompressError
@@ -104,6 +105,26 @@ def test_a_split_of_a_free_axis_is_left_alone() -> None:
     x = torch.randn(4, 10)
     module = capture(Apply(lambda x: x.split(2, 1)[1]), (x,), dynamic={0: {1: "n"}}).module
     assert apply(spell_out_splits, module) == 0
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "dims"),
+    [
+        (lambda x: x.squeeze(), [[1, 3]]),
+        (lambda x: x.squeeze(2), [[]]),
+        (lambda x: x.squeeze((1, 2)), [[1]]),
+        (lambda x: x.squeeze(-1), []),
+    ],
+)
+def test_squeezes_name_what_they_drop(
+    squeeze: Callable[[Tensor], Tensor], dims: list[list[int]]
+) -> None:
+    x = torch.randn(3, 1, 5, 1)
+    module = traced(lambda x: squeeze(x * 2), x)
+    assert check(spell_out_squeezes, module, x) == len(dims)
+    canonical = canonicalize(module)
+    named = canonical.graph.find_nodes(op="call_function", target=aten.squeeze.dims)
+    assert [node.args[1] for node in named] == dims
 
 
 HEADS, WIDTH = 5, 4

@@ -16,6 +16,7 @@ from fxcompress.canonicalize.spelling import (
     pin_attention_scale,
     spell_out_integer_rsub,
     spell_out_splits,
+    spell_out_squeezes,
 )
 from fxcompress.graph import CapturedModule, clone_graph
 
@@ -27,6 +28,7 @@ REWRITES: tuple[Rewrite, ...] = (
     drop_aliases,
     fold_constants,
     spell_out_splits,
+    spell_out_squeezes,
     separate_fused_axes,
     spell_out_integer_rsub,
     pin_attention_scale,

@@ -113,6 +113,32 @@ def spell_out_splits(module: CapturedModule) -> int:
     return rewritten
 
 
+def spell_out_squeezes(module: CapturedModule) -> int:
+    """Name the axes that a squeeze drops, so that it drops no other one that shrinks to size 1.
+
+    Before: ``squeeze(x)`` of shape (2, 5, 1). After: ``squeeze(x, [2])``.
+    """
+    rewritten = 0
+    for target in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
+        for node in module.graph.find_nodes(op="call_function", target=target):
+            source, *given = node.args
+            sizes = source.meta["val"].shape
+            asked = _dims(given[0], len(sizes)) if given else range(len(sizes))
+            unit = [dim for dim in asked if not is_free(sizes[dim]) and int(sizes[dim]) == 1]
+            if target is not aten.squeeze.default and len(unit) == len(asked):
+                continue
+            with module.graph.inserting_before(node):
+                named = emit(module.graph, aten.squeeze.dims, (source, unit), node)
+            node.replace_all_uses_with(named)
+            module.graph.erase_node(node)
+            rewritten += 1
+    return rewritten
+
+
+def _dims(dims: int | list[int], rank: int) -> list[int]:
+    return [dim % max(rank, 1) for dim in ([dims] if isinstance(dims, int) else dims)]
+
+
 def spell_out_integer_rsub(module: CapturedModule) -> int:
     """Write a number minus an integer tensor as conversion, negation and addition.
 

@@ -8,8 +8,9 @@ from typing import Any
 from torch import fx
 
 from fxcompress.axes import Axes
-from fxcompress.rules.context import Context
+from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule
+from fxcompress.rules.pointwise import pointwise
 from fxcompress.rules.registry import RULES, axis_rule
 from fxcompress.rules.schema import arguments
 
@@ -47,7 +48,6 @@ RULES.update(
         ),
         "aten::bmm": NotationRule("b m k, b k n -> b m n", work=("b m k n",)),
         "aten::dot": NotationRule("k, k -> ", work=("k",)),
-        "aten::inner": NotationRule("*m k, *n k -> *m *n", work=("*m *n k",)),
         "aten::mm": NotationRule("m k, k n -> m n", work=("m k n",)),
         "aten::mv": NotationRule("m k, k -> m", work=("m k",)),
         "aten::outer": NotationRule("m, n -> m n"),
@@ -85,6 +85,16 @@ def _linear(ctx: Context, node: fx.Node) -> Axes:
 def _matmul(ctx: Context, node: fx.Node) -> Axes:
     first, second = (len(ctx.of(operand)) > 1 for operand in node.args[:2])
     return MATMUL[first, second](ctx, node)
+
+
+INNER = NotationRule("*m k, *n k -> *m *n", work=("*m *n k",))
+
+
+@axis_rule("aten::inner")
+def _inner(ctx: Context, node: fx.Node) -> Output:
+    """A product of each last axis with the other; element-wise with a number."""
+    scalars = any(not ctx.of(operand) for operand in node.args[:2])
+    return pointwise(ctx, node) if scalars else INNER(ctx, node)
 
 
 @axis_rule(

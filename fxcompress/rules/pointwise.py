@@ -41,7 +41,7 @@ COPIES = _names("""
 CONVERSIONS = ("aten::to", "aten::type_as")
 """Copies whose second operand only tells the type."""
 SUMS = _names("add rsub sub")
-PRODUCTS = _names("mul")
+PRODUCTS = _names("inner mul multiply")
 QUOTIENTS = _names("div divide fmod floor_divide remainder true_divide")
 CHOICES = _names("masked_fill where")
 ODD = _names("""

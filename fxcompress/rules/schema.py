@@ -54,10 +54,10 @@ def read(node: fx.Node, path: Path) -> Any:
 
 def dims(value: Any, rank: int) -> tuple[int, ...]:
     """A dim, a list of dims or None (all of them) as non-negative dims."""
-    if value is None or (isinstance(value, Sequence) and len(value) == 0):
+    if rank == 0 or value is None or (isinstance(value, Sequence) and len(value) == 0):
         return tuple(range(rank))
     many = (value,) if isinstance(value, int) else tuple(value)
-    return tuple(dim % max(rank, 1) for dim in many)
+    return tuple(dim % rank for dim in many)
 
 
 def operands_of(node: fx.Node) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from torch import fx
 
 from fxcompress.axes import UNIT, Axes, Expr, product
-from fxcompress.graph import dtype_of, dynamic_dims
+from fxcompress.graph import dtype_of, dynamic_dims, example_shape
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.create import unknown
 from fxcompress.rules.registry import axis_rule
@@ -72,8 +72,18 @@ def _view_dtype(ctx: Context, node: fx.Node) -> Output:
     "aten::atleast_1d", "aten::atleast_2d", "aten::atleast_3d", "aten::flatten", "aten::ravel",
     "aten::reshape_as", "aten::squeeze", "aten::unsqueeze", "aten::view_as",
 )  # fmt: skip
-def _flatten(ctx: Context, node: fx.Node) -> Axes:
-    """Merges and unit axes; no argument holds a size."""
+def _flatten(ctx: Context, node: fx.Node) -> Output:
+    """Merges and unit axes; no argument holds a size.
+
+    An axis that a squeeze leaves because of its size must keep it.
+    """
+    if isinstance(node.args[0], (list, tuple)):
+        pairs = zip(node.args[0], node.meta["val"], strict=True)
+        return tuple(reshaped(ctx, node, ctx.of(n), example_shape(value)) for n, value in pairs)
+    if packet_of(node) == "aten::squeeze":
+        axes, asked = ctx.of(node.args[0]), arguments(node).get("dim")
+        named = () if asked == [] else dims(asked, len(axes))
+        ctx.freeze((axes[dim] for dim in named), node, "a squeeze leaves it for its size")
     out = reshaped(ctx, node, ctx.of(node.args[0]), ctx.shape(node))
     if packet_of(node) in ("aten::reshape_as", "aten::view_as"):
         ctx.mark(node, ctx.loudness(node.args[0]))
