@@ -48,8 +48,7 @@ def exact(case: Case) -> Figures:
     if movable:
         figures |= _all_groups(case, program, given)
     if any(group.exact for group in movable):
-        errors = _exact_groups(case, program, model, given)
-        figures |= {"error": max(errors), "errors": errors}
+        figures |= _exact_groups(case, program, model, given)
     return figures | {"compile": round(stages["compile"], 3)}
 
 
@@ -110,36 +109,38 @@ def cut_to(values: Any, like: Any) -> Any:
     return pytree.tree_map(corner, values, like)
 
 
-def _exact_groups(case: Case, program: Program, model: nn.Module, given: Any) -> list[float]:
-    """Distances to the user's own model with zeros in place of the units that left."""
+def _exact_groups(case: Case, program: Program, model: nn.Module, given: Inputs) -> Figures:
+    """Distances to the user's own model with zeros in place of the units that left, and to that
+    model as it was: equality proves nothing where that is nothing.
+    """
     done = rewrite(program.module, program.analysis.coupling, EXACT.plan(program))
     free = all(0 in axes for axes in program.dynamic)
     sets = [given, case.drawn(3)] if free else [given]
     with torch.no_grad():
         found = [done.module(*copied(args), **copied(kwargs)) for args, kwargs in sets]
-        if not _runs(model, given):  # an eager kernel without double: torch.export takes another
+        try:
+            before = model(*copied(given[0]), **copied(given[1]))
+        except RuntimeError:  # an eager kernel without double: torch.export takes another one
             model = capture(model, *given).module
+            before = model(*copied(given[0]), **copied(given[1]))
+        effect = distance(found[0], before)
         zero_masked(model, done.kept)
         expected = [model(*copied(args), **copied(kwargs)) for args, kwargs in sets]
-    return [distance(a, b) for a, b in zip(found, expected, strict=True)]
-
-
-def _runs(model: nn.Module, given: Inputs) -> bool:
-    try:
-        model(*copied(given[0]), **copied(given[1]))
-    except RuntimeError:
-        return False
-    return True
+    errors = [distance(a, b) for a, b in zip(found, expected, strict=True)]
+    return {"error": max(errors), "errors": errors, "effect": effect}
 
 
 def zero_masked(model: nn.Module, kept: Kept) -> None:
-    """Set to zero, in place, every entry that is not among those that stay."""
+    """Set to zero, in place, every entry of a parameter that is not among those that stay.
+
+    Buffers keep theirs: what a unit with zero weights does is undone by the zeros of its consumers,
+    while a buffer may be what the model divides by.
+    """
     named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named |= dict(model.named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for name, axes in kept.items():
             for dim, index in enumerate(axes):
-                if index is not None and name in named:  # else a constant of the graph
+                if index is not None and name in named:
                     gone = torch.ones(named[name].shape[dim], dtype=torch.bool)
                     gone[index] = False
                     named[name].index_fill_(dim, gone.nonzero().flatten(), 0)
