@@ -65,11 +65,12 @@ def compile(
         VerificationError: A pass gave another function than it must.
 
     Example:
-        >>> import torch, fxcompress
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16,
-        4))
-        >>> small = fxcompress.compile(net, (torch.zeros(2, 8),),
-        passes=[fxcompress.passes.MagnitudePruning(ratio=0.5)])
+        >>> import torch
+        >>> from torch import nn
+        >>> from fxcompress.passes import MagnitudePruning
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> half = MagnitudePruning(ratio=0.5)
+        >>> small = compile(net, (torch.zeros(2, 8),), passes=[half])
         >>> small.report.params.after
         108
     """
