@@ -243,12 +243,22 @@ def _value_of(node: fx.Node) -> Tensor | TensorMeta:
     return value
 
 
+UNSEEN = 97
+"""Stands for a size that only the values of the inputs tell (of ``x[x > 0]``)."""
+
+
 def _example_size(size: int | torch.SymInt) -> int:
     # int(size) would record a guard; the hint is the size at the example inputs.
     if isinstance(size, int):
         return size
-    pinned = size.node.maybe_as_int()
-    return int(size.node.hint if pinned is None else pinned)
+    node = size.node
+    known = node.maybe_as_int()
+    known = node.hint if known is None else known
+    if known is None:
+        env = node.shape_env
+        seen = getattr(env, "backed_var_to_val", None) or env.var_to_val
+        known = node.expr.xreplace({s: seen.get(s, UNSEEN) for s in node.expr.free_symbols})
+    return int(known)
 
 
 def _device(module: nn.Module) -> torch.device | None:

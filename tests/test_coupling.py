@@ -209,6 +209,24 @@ def test_products_of_two_activations_are_exact_where_one_is_zero() -> None:
     assert "adds up what masking does not make zero" in only.inexact[0]
 
 
+class _Chosen(nn.Module):
+    """As many rows as the values say, which no example size tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x).relu()
+        return self.head(x[x.sum(-1) > 0]).sum(0)  # type: ignore[no-any-return]
+
+
+def test_channels_of_rows_that_a_mask_chooses_may_shrink() -> None:
+    coupling = coupled(_Chosen(), torch.randn(4, 5))
+    (hidden,) = (each for each in Analysis(coupling).groups if each.units == 8)
+    assert hidden.frozen is None
+
+
 # ---- why
 
 

@@ -30,6 +30,8 @@ def _cosine_similarity(ctx: Context, node: fx.Node) -> Axes:
     """Zeros add nothing to the product nor to the lengths."""
     named = arguments(node)
     axes = ctx.broadcast([ctx.of(named["x1"]), ctx.of(named["x2"])], node)
+    if not axes:
+        return axes
     (dim,) = dims(named["dim"], len(axes))
     for operand in (named["x1"], named["x2"]):
         ctx.sums(node, (axes[dim],), (operand,))

@@ -45,9 +45,25 @@ def _indexed(axes: Axes, found: tuple[list[int], Axes, int]) -> Axes:
     return rest[:at] + read + rest[at:]
 
 
+def _masked(ctx: Context, node: fx.Node) -> Axes | None:
+    """The axes of what a single mask reads: an axis of its own in place of those it covers."""
+    axes, indices = ctx.of(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
+    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or dtype_of(given[0][1]) != torch.bool:
+        return None
+    ((dim, mask),) = given
+    covered = ctx.of(mask)
+    ctx.freeze((*axes[dim : dim + len(covered)], *covered), node, "read by a mask")
+    found = ctx.fixed(ctx.shape(node)[dim], node, "as many as a mask finds")
+    return (*axes[:dim], found, *axes[dim + len(covered) :])
+
+
 @axis_rule("aten::_unsafe_index", "aten::index")
 def _index(ctx: Context, node: fx.Node) -> Axes:
     """Indexed axes are read by index; the others stay, and the index's axes come in."""
+    masked = _masked(ctx, node)
+    if masked is not None:
+        return masked
     found = _places(ctx, node)
     if found is None:
         return ctx.opaque(node, "masked indexing")

@@ -7,9 +7,10 @@ from typing import Any
 from torch import fx
 
 from fxcompress.axes import UNIT, Axes, product
+from fxcompress.graph import example_shape
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule
-from fxcompress.rules.registry import RULES, axis_rule
+from fxcompress.rules.registry import axis_rule
 from fxcompress.rules.schema import arguments, dims, position
 
 STATISTICS = NotationRule(
@@ -19,14 +20,29 @@ STATISTICS = NotationRule(
     beside=(4,),
     channelwise="c",
 )
-RULES["aten::batch_norm"] = STATISTICS
+
+
+@axis_rule("aten::batch_norm")
+def _batch_norm(ctx: Context, node: fx.Node) -> Axes:
+    """Each channel, by its running statistics, or over the batch and the positions."""
+    named = arguments(node)
+    out = STATISTICS(ctx, node)
+    if named.get("training", False) or named["running_mean"] is None:
+        _normed(ctx, node, (out[0], *out[2:]))
+    return out
 
 
 @axis_rule("aten::_native_batch_norm_legit_no_training", "aten::native_batch_norm")
 def _native_batch_norm(ctx: Context, node: fx.Node) -> Output:
     """The normed tensor, then statistics of the batch, which have no entries in evaluation."""
-    out = STATISTICS(ctx, node)
-    return _beside(ctx, node, out)
+    _batch_norm(ctx, node)
+    out = ctx.of(arguments(node)["input"])
+    sizes = [example_shape(value) for value in node.meta["val"][1:]]
+    return (out, *(out[1:2] if size == (out[1].size,) else _empty(ctx, size) for size in sizes))
+
+
+def _empty(ctx: Context, shape: tuple[int, ...]) -> Axes:
+    return tuple(ctx.space.fresh(size, "nothing") for size in shape)
 
 
 @axis_rule("aten::instance_norm")
@@ -34,6 +50,8 @@ def _instance_norm(ctx: Context, node: fx.Node) -> Axes:
     """Each channel of each sample over its positions."""
     out = STATISTICS(ctx, node)
     ctx.freeze(out[2:], node, "instance norm over the positions")
+    if arguments(node)["running_mean"] is not None:
+        ctx.over(out[0], node, "running statistics are those of the whole batch")
     return out
 
 
@@ -94,15 +112,6 @@ def _scaled(ctx: Context, node: fx.Node, operand: Any, axes: Axes) -> None:
 def _normed(ctx: Context, node: fx.Node, exprs: Axes) -> None:
     ctx.over(exprs, node, f"{node.name} normalises over it")
     ctx.barrier(exprs, node, "normalisation")
-
-
-def _beside(ctx: Context, node: fx.Node, out: Axes) -> Output:
-    """`out`, and fixed axes for the statistics that come with it."""
-    rest = node.meta["val"][1:]
-    statistics = (
-        tuple(ctx.fixed(int(size), node, "statistics") for size in value.shape) for value in rest
-    )
-    return (out, *statistics)
 
 
 @axis_rule("aten::_log_softmax", "aten::_softmax", "aten::log_softmax", "aten::softmax")

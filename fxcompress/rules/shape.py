@@ -113,8 +113,8 @@ def _permute(ctx: Context, node: fx.Node) -> Axes:
 @axis_rule("aten::swapaxes", "aten::swapdims", "aten::transpose")
 def _transpose(ctx: Context, node: fx.Node) -> Axes:
     axes = list(ctx.of(node.args[0]))
-    first, second = dims(node.args[1:3], len(axes))
     if axes:
+        first, second = dims(node.args[1:3], len(axes))
         axes[first], axes[second] = axes[second], axes[first]
     return tuple(axes)
 
