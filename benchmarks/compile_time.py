@@ -4,8 +4,8 @@
 
 The targets: analysis, plan and rewrite together take no longer than torch.export; `compile` needs
 less than 2.5 times the model's own memory above what torch.export needs. Every model is measured in
-processes of its own, three for time and two for memory. What has been measured is kept in the JSON
-file, so that a stopped run goes on where it was; ``--fresh`` measures anew.
+processes of its own, several for time and two for memory. What has been measured is kept in the
+JSON file, so that a stopped run goes on where it was; ``--fresh`` measures anew.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from fxcompress.export.machine import this_machine  # noqa: E402
 
 MOST_TIME, MOST_MEMORY = 1.0, 2.5
 MEMORY = ("memory-export", "memory-compile")
-RUNS = ("time 1", "time 2", "time 3", *MEMORY)
 OURS = ("canonicalize", "analysis", "plan", "rewrite")
 TIME_COLUMNS = (
     "parameters", "nodes", "export", *OURS, "ratio", "warm ratio", "verify", "TP graph", "TP step",
@@ -148,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "compile_time")
+    parser.add_argument("--runs", type=int, default=3, help="processes that measure time")
     parser.add_argument("--limit", type=float, default=500, help="seconds for one process")
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     options = parser.parse_args()
@@ -155,14 +155,25 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     if kept.exists():
         results = json.loads(kept.read_text(encoding="utf-8"))["models"]
+    runs = (*(f"time {number}" for number in range(1, options.runs + 1)), *MEMORY)
     for name in options.models:
-        old = {} if options.fresh else results.get(name, {})
-        results[name] = old | {
-            run: _told(name, run, options.limit)
-            for run in RUNS
-            if "error" in old.get(run, {"error": "not measured"})
-        }
-        _write(results, options.out)
+        found = {} if options.fresh else results.get(name, {})
+        for run in runs:
+            if "error" in found.get(run, {"error": "not measured"}):
+                found = found | {run: _told(name, run, options.limit)}
+                results[name] = found
+                _keep(results, kept)
+    whole = {
+        name: results[name] for name in SUBJECTS if set(MEMORY) <= results.get(name, {}).keys()
+    }
+    _write(whole, options.out)
+    _keep(results, kept)
+
+
+def _keep(results: Mapping[str, Found], path: Path) -> None:
+    """What has been measured so far; the next run goes on from there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"models": results}, indent=1) + "\n", encoding="utf-8")
 
 
 def _told(name: str, run: str, limit: float) -> dict[str, Any]:
@@ -171,25 +182,24 @@ def _told(name: str, run: str, limit: float) -> dict[str, Any]:
 
 
 def _write(results: Mapping[str, Found], path: Path) -> None:
-    ordered = {name: results[name] for name in SUBJECTS if name in results}
     machine = this_machine()
     notes = [
-        *verdict(ordered),
+        *verdict(results),
         "Half of the units of every group go (MagnitudePruning(ratio=0.5)), from a batch of two. "
-        f"CPU seconds of one thread, medians of 3 processes, on {machine.cpu}, {machine.system}, "
-        f"torch {machine.versions['torch']}. `ratio`: canonicalize, analysis, plan and rewrite "
+        f"CPU seconds of one thread, medians of several processes, on {machine.cpu}, "
+        f"{machine.system}, torch {machine.versions['torch']}. `ratio`: canonicalize, analysis, plan and rewrite "
         "over export; `warm ratio`: the same for a second time in the same process; `TP`: "
         "torch-pruning. Memory in MB: how far the process rose above itself with the model loaded.",
     ]
     tables = [
         tabled("Time of the compiler", ("model", *TIME_COLUMNS), [
-            time_cells(name, found) for name, found in ordered.items()
+            time_cells(name, found) for name, found in results.items()
         ]),
         tabled("Memory of the compiler", ("", *MEMORY_COLUMNS), [
-            memory_cells(name, found) for name, found in ordered.items()
+            memory_cells(name, found) for name, found in results.items()
         ]),
     ]  # fmt: skip
-    written(tables, {"models": ordered, "versions": machine.versions}, path, notes)
+    written(tables, {"models": results, "versions": machine.versions}, path, notes)
 
 
 if __name__ == "__main__":
