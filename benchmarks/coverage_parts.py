@@ -23,6 +23,7 @@ from fxcompress.rewrite import Kept, rewrite
 from fxcompress.verify import verify
 
 Figures = dict[str, Any]
+DIRECTIONS = (".weight_v", "parametrizations.weight.original1")
 EVERY = fx.passes.RandomPruning(ratio=RATIO, round_to=1, seed=1)
 EXACT = fx.passes.RandomPruning(ratio=RATIO, round_to=1, seed=2, exact_only=True)
 
@@ -134,11 +135,14 @@ def zero_masked(model: nn.Module, kept: Kept) -> None:
     """Set to zero, in place, every entry of a parameter that is not among those that stay.
 
     Buffers keep theirs: what a unit with zero weights does is undone by the zeros of its consumers,
-    while a buffer may be what the model divides by.
+    while a buffer may be what the model divides by. So is the direction of a weight norm divided by
+    its own length: its scale takes the zeros.
     """
     named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, axes in kept.items():
+            if name.endswith(DIRECTIONS):
+                continue
             for dim, index in enumerate(axes):
                 if index is not None and name in named:
                     gone = torch.ones(named[name].shape[dim], dtype=torch.bool)
