@@ -166,8 +166,7 @@ def main() -> None:
     whole = {
         name: results[name] for name in SUBJECTS if set(MEMORY) <= results.get(name, {}).keys()
     }
-    _write(whole, options.out)
-    _keep(results, kept)
+    _write(whole, options.out, results)
 
 
 def _keep(results: Mapping[str, Found], path: Path) -> None:
@@ -181,15 +180,16 @@ def _told(name: str, run: str, limit: float) -> dict[str, Any]:
         return measured(name, run, limit)
 
 
-def _write(results: Mapping[str, Found], path: Path) -> None:
+def _write(results: Mapping[str, Found], path: Path, everything: Mapping[str, Found]) -> None:
     machine = this_machine()
     notes = [
         *verdict(results),
-        "Half of the units of every group go (MagnitudePruning(ratio=0.5)), from a batch of two. "
+        "Half of the units of every group go (MagnitudePruning(ratio=0.5)), from a batch of two.",
         f"CPU seconds of one thread, medians of several processes, on {machine.cpu}, "
-        f"{machine.system}, torch {machine.versions['torch']}. `ratio`: canonicalize, analysis, plan and rewrite "
-        "over export; `warm ratio`: the same for a second time in the same process; `TP`: "
-        "torch-pruning. Memory in MB: how far the process rose above itself with the model loaded.",
+        f"{machine.system}, torch {machine.versions['torch']}.",
+        "`ratio`: canonicalize, analysis, plan and rewrite over export. `warm ratio`: the same for "
+        "a second time in the same process. `TP`: torch-pruning.",
+        "Memory in MB: how far the process rose above itself with the model loaded.",
     ]
     tables = [
         tabled("Time of the compiler", ("model", *TIME_COLUMNS), [
@@ -199,7 +199,7 @@ def _write(results: Mapping[str, Found], path: Path) -> None:
             memory_cells(name, found) for name, found in results.items()
         ]),
     ]  # fmt: skip
-    written(tables, {"models": results, "versions": machine.versions}, path, notes)
+    written(tables, {"models": everything, "versions": machine.versions}, path, notes)
 
 
 if __name__ == "__main__":
