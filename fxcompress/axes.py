@@ -127,10 +127,15 @@ class Space:
     def resolve(self, expr: Expr) -> Expr:
         """`expr` with every refined factor replaced by what it became."""
         if isinstance(expr, Factor):
-            if expr.link is None:
-                return expr
-            expr.link = self.resolve(expr.link)
-            return expr.link
+            chain: list[Factor] = []
+            end: Expr = expr
+            while isinstance(end, Factor) and end.link is not None:
+                chain.append(end)
+                end = end.link
+            end = end if isinstance(end, Factor) else self.resolve(end)
+            for factor in chain:
+                factor.link = end
+            return end
         parts = tuple(self.resolve(part) for part in expr.parts)
         if all(new is old for new, old in zip(parts, expr.parts, strict=True)):
             return expr
@@ -245,7 +250,11 @@ class Space:
             raise ValueError(
                 f"axes of {first.size} and {second.size} cannot be the same ({self.cause})"
             )
-        if isinstance(first, Factor):
+        if isinstance(first, Factor) and isinstance(second, Factor):
+            # The younger becomes the older, so that a long residual stream makes no long chain.
+            old, new = sorted((first, second), key=lambda factor: factor.uid)
+            self._refine(new, old)
+        elif isinstance(first, Factor):
             self._substitute(first, second)
         elif isinstance(second, Factor):
             self._substitute(second, first)

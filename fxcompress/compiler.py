@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, Source, capture
+from fxcompress.coupling import check_pins
 from fxcompress.errors import PlanError
 from fxcompress.plan import Plan
 from fxcompress.program import Pass, Program
@@ -74,6 +75,8 @@ def compile(
         >>> small.report.params.after
         108
     """
+    if not isinstance(passes, Sequence):
+        raise PlanError(f"passes is a sequence, as in passes=[{passes!r}]")
     tell = on_progress or logger.info
     tell("capture")
     captured = capture(model, args, kwargs, dynamic)
@@ -88,6 +91,7 @@ def compile(
         pin=tuple(pin),
     )
     tell("analyse")
+    check_pins(program.module, program.pin)
     program = replace(program, report=_first_report(program, captured.source))
     for one in passes:
         tell(f"{one}")
@@ -118,20 +122,24 @@ def apply(program: Program, one: Pass, *, verify: bool = True) -> Program:
     new = replace(
         program,
         module=done.module,
-        kept=_composed(program.kept, done.kept),
+        kept=_composed(program.kept, done.kept, program.mixed | done.mixed),
+        mixed=program.mixed | done.mixed,
         history=(*program.history, repr(one)),
     )
     run = PassRun(repr(one), seconds, plan.notes)
     return replace(new, report=_next_report(program, new, plan, run, checks))
 
 
-def _composed(before: Kept, now: Kept) -> Kept:
-    """Original indices after a second selection: the second picks among what the first left."""
+def _composed(before: Kept, now: Kept, mixed: frozenset[str]) -> Kept:
+    """Original indices after a second selection: the second picks among what the first left.
+
+    What a matrix has mixed has no original indices any more.
+    """
     kept = dict(before)
     for name, axes in now.items():
         earlier = before.get(name, (None,) * len(axes))
         kept[name] = tuple(_then(a, b) for a, b in zip(earlier, axes, strict=True))
-    return kept
+    return {name: axes for name, axes in kept.items() if name not in mixed}
 
 
 def _then(first: Tensor | None, second: Tensor | None) -> Tensor | None:

@@ -21,6 +21,7 @@ from fxcompress.rules import Context, rule_for
 from fxcompress.rules.create import unknown
 from fxcompress.rules.pointwise import pointwise
 from fxcompress.rules.registry import is_pointwise
+from fxcompress.tensors import names_of
 
 __all__ = ["Coupling", "couple"]
 
@@ -30,32 +31,48 @@ def couple(module: CapturedModule, pin: Collection[str] = ()) -> Coupling:
 
     Args:
         module: A captured and canonicalised module. It is not changed.
-        pin: Globs of parameter or node names whose sizes must not change.
-
-    Raises:
-        PlanError: A pin fits nothing.
+        pin: Globs of parameter or node names whose sizes must not change; see `check_pins`.
     """
     ctx = Context(module)
     labels: dict[Factor, tuple[str, int]] = {}
     parameters: dict[str, Axes] = {}
     for node in module.graph.nodes:
         _visit(ctx, node, parameters, labels)
+    called = _called(module) if pin else {}
     for pattern in pin:
-        _pin(ctx, pattern)
+        for node in (node for node in ctx.axes if _fits(pattern, called[node])):
+            for axes in _tensors(ctx, node):
+                ctx.freeze(axes, node, "pinned by the caller")
     return settle(ctx, parameters, labels)
 
 
-def _pin(ctx: Context, pattern: str) -> None:
-    names = {node: parameter_of(node) or node.name for node in ctx.axes}
-    found = [node for node, name in names.items() if fnmatchcase(name, pattern)]
-    if not found:
-        near = get_close_matches(pattern, names.values(), n=3, cutoff=0.0)
-        raise PlanError(
-            f"pin {pattern!r} fits no parameter or node; the nearest names are {', '.join(near)}"
-        )
-    for node in found:
-        for axes in _tensors(ctx, node):
-            ctx.freeze(axes, node, "pinned by the caller")
+def check_pins(module: CapturedModule, pin: Collection[str]) -> None:
+    """Refuse a pin that fits nothing; asked once, since passes may take away what it fits.
+
+    Raises:
+        PlanError: With the nearest names.
+    """
+    called = _called(module)
+    for pattern in pin:
+        if not any(_fits(pattern, names) for names in called.values()):
+            every = sorted(set().union(*called.values()))
+            near = ", ".join(get_close_matches(pattern, every, n=3, cutoff=0.0))
+            raise PlanError(
+                f"pin {pattern!r} fits no parameter or node; the nearest names are {near}"
+            )
+
+
+def _called(module: CapturedModule) -> dict[fx.Node, frozenset[str]]:
+    """What each node is called: its own name, or every name of the parameter it reads."""
+    names = names_of(module)
+    return {
+        node: names.get(parameter_of(node) or "", frozenset((node.name,)))
+        for node in module.graph.nodes
+    }
+
+
+def _fits(pattern: str, names: frozenset[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _tensors(ctx: Context, node: fx.Node) -> tuple[Axes, ...]:
@@ -122,13 +139,12 @@ def _call(ctx: Context, node: fx.Node) -> None:
 
 
 def _checked(ctx: Context, node: fx.Node, out: object) -> Axes | tuple[Axes, ...]:
-    """A rule whose axes do not have the node's sizes is a bug in the rule; say so where it
-    happens.
-    """
+    """A rule whose axes do not have the node's sizes is wrong; say so where it happens."""
     if is_tensor(node):
         sizes = tuple(expr.size for expr in out)  # type: ignore[attr-defined]
         if sizes != shape_of(node):
-            raise AssertionError(
-                f"rule of {node.target} gave axes {sizes} for {node.name} of shape {shape_of(node)}"
+            raise PlanError(
+                f"the axis rule of {node.target} gave axes of sizes {sizes} for node '{node.name}' "
+                f"of shape {shape_of(node)}; mend the rule"
             )
     return out  # type: ignore[return-value]

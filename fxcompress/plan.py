@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fxcompress.axes import Factor
 from fxcompress.groups import ChannelGroup
 from fxcompress.projection import Choice
 
@@ -20,8 +19,9 @@ class Project:
         encode: For a selection the kept indices, int64 of shape (k,), or (cells, k) where cells
             keep units of their own. Otherwise the matrix E of shape (k, n) or (cells, k, n) for
             what produces the units.
-        decode: The matrix D of shape (n, k) or (cells, n, k) for what consumes them; None for a
-            selection.
+        decode: The matrix D of shape (n, k) or (cells, n, k) for what consumes them. None selects
+            there what `encode` selects; given beside indices, it lets the units that stay stand in
+            for those that go.
         shift: A constant, shape (n,), that consumers see beside the decoded units; it goes into
             their biases.
     """
@@ -34,12 +34,15 @@ class Project:
     @property
     def encoder(self) -> Choice:
         """What becomes of the axes that produce the units."""
-        return Choice(self.encode, self._over)
+        rank = 3 if self.encode.is_floating_point() else 2
+        return Choice(self.encode, self.group.over if self.encode.dim() == rank else ())
 
     @property
     def decoder(self) -> Choice:
         """What becomes of the axes that consume the units."""
-        return self.encoder if self.decode is None else Choice(self.decode.mT, self._over)
+        if self.decode is None:
+            return self.encoder
+        return Choice(self.decode.mT, self.group.over if self.decode.dim() == 3 else ())
 
     @property
     def width(self) -> int:
@@ -47,16 +50,14 @@ class Project:
         return self.encoder.width
 
     @property
-    def _over(self) -> tuple[Factor, ...]:
-        rank = 2 if not self.encode.is_floating_point() else 3
-        return self.group.over if self.encode.dim() == rank else ()
+    def selects(self) -> bool:
+        """Whether units are only selected, for what produces and for what consumes them."""
+        return self.encoder.selects and self.decode is None and self.shift is None
 
 
 @dataclass(frozen=True, eq=False)
 class Replace:
-    """`parameter` gets new values of the same shape; `mask` is True where they may be non-zero,
-    for good.
-    """
+    """`parameter` gets new values of the same shape; `mask` is True where they may be non-zero."""
 
     parameter: str
     value: Tensor
@@ -79,8 +80,7 @@ Edit = Project | Replace | Reparametrize
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The edits of one pass, with what a person should know about them (rounding, groups left
-    alone).
+    """The edits of one pass, with what a person should know about them.
 
     Attributes:
         edits: At most one `Project` for a group and one edit for a parameter.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -48,6 +48,7 @@ class Program:
         report: Sizes, groups and proofs, before and after.
         kept: For parameters and buffers of which units were only selected: on each axis the
             original indices that stayed, or None where the axis is as it was.
+        mixed: Parameters and buffers of which a pass mixed units: none is an original one.
     """
 
     module: CapturedModule
@@ -61,6 +62,7 @@ class Program:
     history: tuple[str, ...] = ()
     report: Report = field(default_factory=Report)
     kept: Mapping[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
+    mixed: frozenset[str] = frozenset()
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -103,7 +105,11 @@ class Program:
 
     def finalize(self) -> Program:
         """The same program with every mask and reparametrisation folded into plain parameters."""
-        return _replace(self, module=finalize(self.module))
+        new = replace(self, module=finalize(self.module))
+        cost = new.cost()
+        after = {name: getattr(cost, name) for name in ("params", "flops", "macs", "bytes")}
+        changes = {k: replace(getattr(self.report, k), after=v) for k, v in after.items()}
+        return replace(new, report=replace(self.report, **changes))
 
     def write_back(self, model: Model) -> Model:
         """A new instance of the user's class with the smaller parameters and mended attributes.
@@ -121,6 +127,7 @@ class Program:
         """Write the program, without pickle, to a directory, or to one file where `path` ends in
         ``.fxc`` or ``.safetensors``.
         """
+        final = self.finalize()
         manifest = {
             "args": self.args,
             "kwargs": dict(self.kwargs),
@@ -129,10 +136,11 @@ class Program:
             "seed": self.seed,
             "pin": list(self.pin),
             "history": list(self.history),
-            "report": self.report.to_dict(),
+            "report": final.report.to_dict(),
+            "mixed": sorted(self.mixed),
             "kept": {name: list(axes) for name, axes in self.kept.items()},
         }
-        io.save_module(path, self.finalize().module, manifest)
+        io.save_module(path, final.module, manifest)
 
 
 def load(path: str | Path) -> Program:
@@ -154,13 +162,9 @@ def load(path: str | Path) -> Program:
         pin=tuple(manifest["pin"]),
         history=tuple(manifest["history"]),
         report=Report.from_dict(manifest["report"]),
+        mixed=frozenset(manifest["mixed"]),
         kept={name: tuple(axes) for name, axes in manifest["kept"].items()},
     )
-
-
-def _replace(program: Program, **changes: Any) -> Program:
-    fields = {name: getattr(program, name) for name in program.__dataclass_fields__}
-    return Program(**(fields | changes))
 
 
 class Pass(Protocol):

@@ -190,71 +190,56 @@ def select(tensor: Tensor, axes: Axes, choices: Choices) -> Tensor:
 
 
 def transform(tensor: Tensor, axes: Axes, choices: Sequence[Choices]) -> Tensor:
-    """`tensor` with every axis transformed by its own choices (an encode on one axis, a decode on
-    another).
-    """
+    """`tensor` with each axis transformed by its own choices: encoded here, decoded there."""
     for dim, (expr, own) in enumerate(zip(axes, choices, strict=True)):
-        if not own.keys().isdisjoint(leaves(expr)):
-            tensor = _transform_axis(tensor.movedim(dim, 0), expr, own).movedim(0, dim)
+        if own.keys().isdisjoint(leaves(expr)):
+            continue
+        if all(choice.selects for choice in own.values()):
+            tensor = tensor.index_select(dim, kept_indices(expr, own).to(tensor.device))
+        else:
+            tensor = _transformed(tensor.movedim(dim, 0), (), expr, own).movedim(0, dim)
     return tensor.contiguous()
 
 
-def _transform_axis(tensor: Tensor, expr: Expr, choices: Choices) -> Tensor:
-    """Transform the first axis; the other axes ride along."""
+def _transformed(tensor: Tensor, left: Axes, expr: Expr, choices: Choices) -> Tensor:
+    """Transform the axis `expr`, on which the axes `left` stand to the left, as they were.
+
+    They tell the cell for factors whose cells choose for themselves; so a product goes from right
+    to left. Axes to the right ride along.
+    """
+    place = len(left)
     if choices.keys().isdisjoint(leaves(expr)):
         return tensor
-    if all(choices[leaf].selects for leaf in leaves(expr) if leaf in choices):
-        return tensor.index_select(0, kept_indices(expr, choices).to(tensor.device))
-    if isinstance(expr, Factor):
-        rows = choices[expr].value.to(tensor) @ tensor.reshape(expr.size, -1)
-        return rows.reshape(-1, *tensor.shape[1:])
     if isinstance(expr, Concat):
-        pieces = tensor.split([part.size for part in expr.parts])
-        return torch.cat(
-            [_transform_axis(p, e, choices) for p, e in zip(pieces, expr.parts, strict=True)]
-        )
-    return _transform_product(tensor, expr, choices)
-
-
-def _transform_product(tensor: Tensor, expr: Product, choices: Choices) -> Tensor:
-    """Unfold the product, transform the parts from the right, fold again.
-
-    From the right because the cells of a part are numbered by parts on its left, which must still
-    have all their indices.
-    """
-    tail = tensor.shape[1:]
-    tensor = tensor.unflatten(0, [part.size for part in expr.parts])
-    for place in reversed(range(len(expr.parts))):
-        part = expr.parts[place]
-        choice = choices.get(part) if isinstance(part, Factor) else None
-        if (
-            choice is not None
-            and choice.over
-            and choice.value.dim() == (2 if choice.selects else 3)
-        ):
-            tensor = _transform_cells(tensor, expr, place, choice)
-        elif not choices.keys().isdisjoint(leaves(part)):
-            tensor = _transform_axis(tensor.movedim(place, 0), part, choices).movedim(0, place)
-    return tensor.reshape(-1, *tail)
-
-
-def _transform_cells(tensor: Tensor, expr: Product, place: int, choice: Choice) -> Tensor:
-    """One matrix (or index set) for each cell: the parts left of `place` tell the cell."""
-    lead = tensor.shape[:place]
-    left = coordinates(Product(expr.parts[:place]))
-    number = cell_numbers(choice.over, left).expand(prod(lead))
-    flat = tensor.flatten(0, place - 1)
+        pieces = tensor.split([part.size for part in expr.parts], place)
+        done = [_transformed(p, left, e, choices) for p, e in zip(pieces, expr.parts, strict=True)]
+        return torch.cat(done, place)
+    if isinstance(expr, Product):
+        tensor = tensor.unflatten(place, [part.size for part in expr.parts])
+        for number in reversed(range(len(expr.parts))):
+            before = (*left, *expr.parts[:number])
+            tensor = _transformed(tensor, before, expr.parts[number], choices)
+        return tensor.flatten(place, place + len(expr.parts) - 1)
+    choice = choices[expr]
+    if choice.value.dim() > (1 if choice.selects else 2):
+        return _transform_cells(tensor, left, choice)
     if choice.selects:
-        index = choice.value[number].to(tensor.device)
-        index = index.reshape(*index.shape, *(1,) * (flat.dim() - 2)).expand(
-            -1, -1, *flat.shape[2:]
-        )
-        out = flat.gather(1, index)
+        return tensor.index_select(place, choice.value.to(tensor.device))
+    rows = choice.value.to(tensor) @ tensor.movedim(place, 0).flatten(1 if tensor.dim() > 1 else 0)
+    return rows.reshape(-1, *tensor.shape[:place], *tensor.shape[place + 1 :]).movedim(0, place)
+
+
+def _transform_cells(tensor: Tensor, left: Axes, choice: Choice) -> Tensor:
+    """One matrix or index set for each cell, on the axis right of `left`."""
+    lead = tensor.shape[: len(left)]
+    number = cell_numbers(choice.over, coordinates(Product(left))).expand(prod(lead))
+    flat = tensor.reshape(prod(lead), tensor.shape[len(left)], -1)
+    if choice.selects:
+        index = choice.value[number].to(tensor.device).unsqueeze(2)
+        rows = flat.gather(1, index.expand(-1, -1, flat.shape[2]))
     else:
-        matrices = choice.value.to(tensor)[number.to(tensor.device)]
-        rows = torch.bmm(matrices, flat.reshape(*flat.shape[:2], -1))
-        out = rows.reshape(*rows.shape[:2], *flat.shape[2:])
-    return out.reshape(*lead, *out.shape[1:])
+        rows = torch.bmm(choice.value.to(tensor)[number.to(tensor.device)], flat)
+    return rows.reshape(*lead, rows.shape[1], *tensor.shape[len(left) + 1 :])
 
 
 def unit_rows(tensor: Tensor, axes: Axes, factor: Factor, over: Sequence[Factor] = ()) -> Tensor:

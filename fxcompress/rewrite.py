@@ -14,9 +14,9 @@ from math import gcd
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from fxcompress.axes import Axes, Concat, Expr, Factor, leaves
+from fxcompress.axes import Axes, Concat, Factor, leaves
 from fxcompress.canonicalize.norms import absorb_neutral_norms
 from fxcompress.coupling import Coupling
 from fxcompress.errors import PlanError
@@ -25,18 +25,17 @@ from fxcompress.graph import (
     TensorMeta,
     clone_graph,
     dynamic_dims,
-    example_shape,
     find_tensor,
-    set_tensor,
 )
 from fxcompress.plan import Plan, Project, Reparametrize, Replace
 from fxcompress.projection import Choice, Choices, kept_indices, size_of, transform
 from fxcompress.rules import Binding
 from fxcompress.rules.schema import read
+from fxcompress.shift import shift_consumers
+from fxcompress.tensors import Names, names_of, replace_tensor
 from fxcompress.validate import check_plan
 
 Kept = Mapping[str, tuple[Tensor | None, ...]]
-Names = Mapping[str, list[str]]
 REPARAMETRIZED = "reparametrized"
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unflatten.int)
@@ -50,10 +49,12 @@ class Rewritten:
         module: The new module.
         kept: For parameters and buffers of which units were only selected, the places that stayed
             on each axis (None: all).
+        mixed: Parameters and buffers of which units were mixed by a matrix.
     """
 
     module: CapturedModule
     kept: Kept
+    mixed: frozenset[str]
 
 
 def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten:
@@ -65,18 +66,18 @@ def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten
     """
     check_plan(module, coupling, plan)
     new = clone_graph(module)
-    names = _names(new)
+    names = names_of(new)
     projects = [edit for edit in plan.edits if isinstance(edit, Project)]
-    kept = _project(new, names, coupling, projects) if projects else {}
+    kept, mixed = _project(new, names, coupling, projects) if projects else ({}, frozenset())
     for edit in plan.edits:
         if isinstance(edit, Replace):
-            _store(new, names, edit.parameter, edit.value)
+            replace_tensor(new, names, edit.parameter, edit.value)
         elif isinstance(edit, Reparametrize):
             _reparametrize(new, edit)
     absorb_neutral_norms(new, [e.parameter for e in plan.edits if isinstance(e, Replace)])
     new.graph.lint()
     new.recompile()
-    return Rewritten(new, kept)
+    return Rewritten(new, kept, mixed)
 
 
 # ---- projections
@@ -84,32 +85,35 @@ def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten
 
 def _project(
     new: CapturedModule, names: Names, coupling: Coupling, projects: list[Project]
-) -> Kept:
+) -> tuple[Kept, frozenset[str]]:
     encoders = {edit.group.factor: edit.encoder for edit in projects}
     decoders = {edit.group.factor: edit.decoder for edit in projects}
     for edit in projects:
         if edit.shift is not None:
-            _shift_consumers(new, names, coupling, edit)
+            shift_consumers(new, names, coupling, edit)
     kept: dict[str, tuple[Tensor | None, ...]] = {}
+    mixed: set[str] = set()
     for name, axes in coupling.parameters.items():
         if any(leaf in encoders for expr in axes for leaf in leaves(expr)):
             choices = axis_choices(coupling, name, axes, encoders, decoders)
             old = find_tensor(new, name)
             assert old is not None
             with torch.no_grad():
-                _store(new, names, name, transform(old.detach(), axes, choices))
-            kept[name] = tuple(_kept_on(expr, own) for expr, own in zip(axes, choices, strict=True))
+                replace_tensor(new, names, name, transform(old.detach(), axes, choices))
+            if all(choice.selects for own in choices for choice in own.values()):
+                pairs = zip(axes, choices, strict=True)
+                kept[name] = tuple(kept_indices(expr, own) if own else None for expr, own in pairs)
+            else:
+                mixed.add(name)
     widths = {factor: choice.width for factor, choice in encoders.items()}
     _mend(new, coupling, widths)
-    return kept
+    return kept, frozenset(mixed)
 
 
 def axis_choices(
     coupling: Coupling, name: str, axes: Axes, encoders: Choices, decoders: Choices
 ) -> list[dict[Factor, Choice]]:
-    """For each axis of a parameter, what becomes of its factors: decoded where they are
-    contracted, encoded elsewhere.
-    """
+    """For each axis of a parameter, what becomes of its factors: decoded where contracted."""
     found: list[dict[Factor, Choice]] = []
     for dim, expr in enumerate(axes):
         own: dict[Factor, Choice] = {}
@@ -119,38 +123,6 @@ def axis_choices(
                 own[leaf] = decoders[leaf] if contracted else encoders[leaf]
         found.append(own)
     return found
-
-
-def _kept_on(expr: Expr, own: Choices) -> Tensor | None:
-    if own and all(choice.selects for choice in own.values()):
-        return kept_indices(expr, own)
-    return None
-
-
-def _store(module: CapturedModule, names: Names, name: str, value: Tensor) -> None:
-    """Put `value` in the place of a parameter or buffer, under every name it has."""
-    old = find_tensor(module, name)
-    assert old is not None
-    new: Tensor = value.to(old.dtype)
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-    for other in names[name]:
-        set_tensor(module, other, new, persistent=_persistent(module, other))
-
-
-def _names(module: nn.Module) -> Names:
-    """For each parameter and buffer, every name it has."""
-    parameters = list(module.named_parameters(remove_duplicate=False))
-    named = [*parameters, *module.named_buffers(remove_duplicate=False)]
-    shared: dict[int, list[str]] = {}
-    for name, tensor in named:
-        shared.setdefault(id(tensor), []).append(name)
-    return {name: shared[id(tensor)] for name, tensor in named}
-
-
-def _persistent(module: nn.Module, name: str) -> bool:
-    owner, _, leaf = name.rpartition(".")
-    return leaf not in module.get_submodule(owner)._non_persistent_buffers_set
 
 
 # ---- constants of the graph
@@ -230,48 +202,16 @@ def _write(node: fx.Node, path: tuple[int | str, ...], value: int | fx.Node) -> 
         node.update_kwarg(head, new)
 
 
-# ---- shifts and reparametrisations
-
-
-def _shift_consumers(new: CapturedModule, names: Names, coupling: Coupling, edit: Project) -> None:
-    """Add V·shift to the bias of every linear map that consumes the units."""
-    factor = edit.group.factor
-    assert edit.shift is not None
-    for node in list(new.graph.nodes):
-        weight = node.args[1] if node.op == "call_function" and len(node.args) > 1 else None
-        name = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
-        contracted = {
-            dim for held, dim, role in coupling.roles[factor] if held == name and role == "contract"
-        }
-        if not contracted:
-            continue
-        axes = coupling.parameters[name]
-        one = Choice(edit.shift.reshape(1, -1))
-        old = find_tensor(new, name)
-        assert old is not None
-        choices = [{factor: one} if dim in contracted else {} for dim in range(len(axes))]
-        moved = transform(old.detach(), axes, choices).flatten(1).sum(1)
-        _add_bias(new, names, node, name, moved)
-
-
-def _add_bias(new: CapturedModule, names: Names, node: fx.Node, weight: str, value: Tensor) -> None:
-    bias = node.args[2] if len(node.args) > 2 else None
-    if isinstance(bias, fx.Node):
-        old = find_tensor(new, str(bias.target))
-        assert old is not None
-        _store(new, names, str(bias.target), old.detach() + value)
-        return
-    name = weight.rpartition(".")[0] + ".bias"
-    set_tensor(new, name, nn.Parameter(value))
-    with new.graph.inserting_before(node):
-        made = new.graph.get_attr(name)
-    made.meta["val"] = TensorMeta(example_shape(value), value.dtype)
-    node.update_arg(2, made)
+# ---- reparametrisations
 
 
 def _reparametrize(new: CapturedModule, edit: Reparametrize) -> None:
     """Read the parameter through a small module, wherever it is read."""
-    name = f"{REPARAMETRIZED}.{edit.parameter.replace('.', '_')}"
+    leaf = edit.parameter.replace(".", "_")
+    holder = new._modules.get(REPARAMETRIZED)
+    while holder is not None and hasattr(holder, leaf):
+        leaf += "_"  # a.b_c and a_b.c
+    name = f"{REPARAMETRIZED}.{leaf}"
     new.add_submodule(name, edit.module)
     sources = [n for n in new.graph.find_nodes(op="get_attr") if n.target == edit.parameter]
     for source in sources:

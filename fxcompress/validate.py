@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fxcompress.axes import leaves
 from fxcompress.coupling import Coupling
 from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule, find_tensor
 from fxcompress.plan import Plan, Project, Reparametrize, Replace
+from fxcompress.tensors import names_of
 
 
 def check_plan(module: CapturedModule, coupling: Coupling, plan: Plan) -> None:
@@ -34,6 +36,7 @@ def check_plan(module: CapturedModule, coupling: Coupling, plan: Plan) -> None:
                 )
             parameters.add(edit.parameter)
             _check_parameter(module, edit)
+    _check_overlap(module, coupling, plan)
 
 
 def _check_project(coupling: Coupling, edit: Project) -> None:
@@ -47,39 +50,44 @@ def _check_project(coupling: Coupling, edit: Project) -> None:
         )
     if group.frozen:
         raise PlanError(f"{where} may not change: {group.frozen}")
-    _check_shape(edit, where)
-    if edit.encoder.selects:
-        _check_indices(edit, where)
-    else:
-        _check_matrices(coupling, edit, where)
+    _check_encode(edit, where)
+    _check_decode(edit, where)
+    for name, value in (("encode", edit.encode), ("decode", edit.decode), ("shift", edit.shift)):
+        if value is not None and not bool(torch.isfinite(value).all()):
+            raise PlanError(f"{where}: {name} has entries that are not finite")
+    if edit.decode is not None:
+        _check_tied(coupling, edit, where)
 
 
-def _check_shape(edit: Project, where: str) -> None:
-    cells, units = edit.group.cells, edit.group.units
-    encode, decode = edit.encode, edit.decode
+def _check_encode(edit: Project, where: str) -> None:
+    encode, cells, units = edit.encode, edit.group.cells, edit.group.units
+    if not encode.is_floating_point() and encode.dtype != torch.int64:
+        raise PlanError(f"{where}: encode holds {encode.dtype}; give indices as int64, not a mask")
     rank = 1 if edit.encoder.selects else 2
-    if encode.dim() not in (rank, rank + 1) or (
-        encode.dim() == rank + 1 and encode.shape[0] != cells
-    ):
+    shaped = encode.dim() == rank or (encode.dim() == rank + 1 and encode.shape[0] == cells)
+    if not shaped or (rank == 2 and encode.shape[-1] != units):
         raise PlanError(
-            f"{where}: encode has shape {tuple(encode.shape)}; "
-            f"expected (k, …), or ({cells}, k, …) for {cells} cells"
+            f"{where}: encode has shape {tuple(encode.shape)}; expected indices (k,) or "
+            f"({cells}, k), or a matrix (k, {units}) or ({cells}, k, {units})"
         )
     if edit.width < 1:
         raise PlanError(f"{where}: nothing would be left; keep at least one unit")
-    if edit.encoder.selects:
-        return
-    if decode is None or encode.shape[-1] != units or decode.shape != encode.mT.shape:
-        shape = None if decode is None else tuple(decode.shape)
+    if rank == 1:
+        _check_indices(edit, where)
+
+
+def _check_decode(edit: Project, where: str) -> None:
+    cells, units, decode = edit.group.cells, edit.group.units, edit.decode
+    allowed = {(units, edit.width), (cells, units, edit.width)}
+    if decode is None and not edit.encoder.selects:
+        raise PlanError(f"{where}: a matrix encode needs a decode of shape ({units}, {edit.width})")
+    if decode is not None and tuple(decode.shape) not in allowed:
         raise PlanError(
-            f"{where}: encode {tuple(encode.shape)} needs a decode of shape "
-            f"{tuple(encode.mT.shape)}, got {shape}"
+            f"{where}: decode has shape {tuple(decode.shape)}; expected ({units}, {edit.width}), "
+            f"or ({cells}, {units}, {edit.width}) for {cells} cells"
         )
     if edit.shift is not None and edit.shift.shape != (units,):
         raise PlanError(f"{where}: shift has shape {tuple(edit.shift.shape)}, expected ({units},)")
-    for name, value in (("encode", encode), ("decode", decode), ("shift", edit.shift)):
-        if value is not None and not bool(torch.isfinite(value).all()):
-            raise PlanError(f"{where}: {name} has entries that are not finite")
 
 
 def _check_indices(edit: Project, where: str) -> None:
@@ -94,7 +102,7 @@ def _check_indices(edit: Project, where: str) -> None:
         raise PlanError(f"{where}: an index is kept twice; give each unit once")
 
 
-def _check_matrices(coupling: Coupling, edit: Project, where: str) -> None:
+def _check_tied(coupling: Coupling, edit: Project, where: str) -> None:
     """An axis that both produces and consumes the units (a tied embedding) can only take D = Eᵀ."""
     roles: dict[tuple[str, int], set[str]] = {}
     for parameter, dim, role in coupling.roles[edit.group.factor]:
@@ -108,7 +116,31 @@ def _check_matrices(coupling: Coupling, edit: Project, where: str) -> None:
 
 
 def _transposed(edit: Project) -> bool:
-    return edit.decode is not None and torch.allclose(edit.encode.mT, edit.decode)
+    assert edit.decode is not None
+    encode = edit.encode
+    if edit.encoder.selects:
+        encode = nn.functional.one_hot(encode, edit.group.units).to(edit.decode.dtype)
+    return encode.mT.shape == edit.decode.shape and torch.allclose(encode.mT, edit.decode)
+
+
+def _check_overlap(module: CapturedModule, coupling: Coupling, plan: Plan) -> None:
+    """No tensor may be edited twice, under another name or as a whole and as part of a group."""
+    names = names_of(module)
+    whole: dict[str, str] = {}
+    for edit in plan.edits:
+        if not isinstance(edit, Project):
+            for name in names[edit.parameter]:
+                if name in whole:
+                    raise PlanError(f"{edit.parameter} and {whole[name]} are one tensor; edit one")
+                whole[name] = edit.parameter
+    groups = {edit.group.factor: edit.group for edit in plan.edits if isinstance(edit, Project)}
+    for name in whole.keys() & coupling.parameters.keys():
+        for factor in (leaf for expr in coupling.parameters[name] for leaf in leaves(expr)):
+            if factor in groups:
+                raise PlanError(
+                    f"{whole[name]} is edited as a whole and as part of group "
+                    f"{groups[factor].name}; make two passes of it"
+                )
 
 
 def _check_parameter(module: CapturedModule, edit: Replace | Reparametrize) -> None:
@@ -121,11 +153,14 @@ def _check_parameter(module: CapturedModule, edit: Replace | Reparametrize) -> N
     if isinstance(edit, Replace):
         _check_value(old, edit)
         return
-    if not any(
-        node.op == "get_attr" and node.target == edit.parameter for node in module.graph.nodes
-    ):
+    readers = [n for n in module.graph.find_nodes(op="get_attr") if n.target == edit.parameter]
+    if not readers:
         raise PlanError(
             f"{edit.parameter} is not read by the graph, so nothing would go through the new module"
+        )
+    if any(user.op == "call_module" for node in readers for user in node.users):
+        raise PlanError(
+            f"{edit.parameter} is read through a module already; finalize the program first"
         )
     with torch.no_grad():
         new = edit.module(old)

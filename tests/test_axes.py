@@ -243,3 +243,12 @@ def test_expressions_are_in_normal_form(data: st.DataObject, size: int) -> None:
     expr = space.resolve(data.draw(expressions(space, size, depth=3)))
     assert is_normal(expr)
     assert all(leaf.size > 1 for leaf in leaves(expr))
+
+
+def test_a_long_residual_stream_makes_no_long_chain() -> None:
+    space = Space()
+    stream = space.fresh(8, "stream")
+    for number in range(5000):
+        space.unify(space.fresh(8, f"term.{number}"), stream)
+        space.unify(stream, space.fresh(8, f"sum.{number}"))
+    assert space.resolve(stream) is stream

@@ -7,13 +7,13 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from fxcompress.budget.options import Limits
 from fxcompress.errors import BudgetError
 from fxcompress.groups import ChannelGroup
+from fxcompress.tensors import Names, names_of
 
-Names = Mapping[str, frozenset[str]]
+__all__ = ["Names", "Scope", "check_globs", "matches", "names_of", "scope_of", "touches"]
+
 _SIDES = {"out": ("produce", "table", "affine", "statistic"), "in": ("contract",)}
 
 
@@ -28,18 +28,6 @@ class Scope:
 
     groups: tuple[ChannelGroup, ...]
     left: Mapping[ChannelGroup, str]
-
-
-def names_of(module: nn.Module) -> Names:
-    """Every name of each parameter and buffer: tied ones have several."""
-    found: dict[int, set[str]] = {}
-    tensors = [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
-    for name, tensor in tensors:
-        found.setdefault(id(tensor), set()).add(name)
-    return {name: frozenset(found[id(tensor)]) for name, tensor in tensors}
 
 
 def scope_of(groups: Sequence[ChannelGroup], names: Names, limits: Limits) -> Scope:

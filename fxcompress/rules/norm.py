@@ -27,6 +27,7 @@ def _batch_norm(ctx: Context, node: fx.Node) -> Axes:
     """Each channel, by its running statistics, or over the batch and the positions."""
     named = arguments(node)
     out = STATISTICS(ctx, node)
+    ctx.barrier((out[0], *out[2:]), node, "aten::batch_norm")
     if named.get("training", False) or named["running_mean"] is None:
         _normed(ctx, node, (out[0], *out[2:]))
     return out
@@ -50,6 +51,7 @@ def _instance_norm(ctx: Context, node: fx.Node) -> Axes:
     """Each channel of each sample over its positions."""
     out = STATISTICS(ctx, node)
     ctx.freeze(out[2:], node, "instance norm over the positions")
+    ctx.barrier(out[:2], node, "aten::instance_norm")
     if arguments(node)["running_mean"] is not None:
         ctx.over(out[0], node, "running statistics are those of the whole batch")
     return out
@@ -67,6 +69,7 @@ def _layer_norm(ctx: Context, node: fx.Node) -> Axes:
     for number, expr in enumerate(axes[-count:]):
         ctx.bind(node, (place, number), expr)
     _normed(ctx, node, axes[-count:])
+    ctx.barrier(axes, node, "normalisation")
     shifted = named.get("bias") is not None
     ctx.mark(node, axes if shifted else ctx.loudness(named["input"]))
     return tuple(ctx.space.resolve(expr) for expr in axes)
@@ -94,7 +97,7 @@ def _group_norm(ctx: Context, node: fx.Node) -> Axes:
     for name in ("weight", "bias"):
         _scaled(ctx, node, named[name], (product((outer, inner)),))
     _normed(ctx, node, (inner, *rest))
-    ctx.barrier(outer, node, "aten::group_norm")
+    ctx.barrier((batch, outer), node, "aten::group_norm")
     out = (batch, product((outer, inner)), *rest)
     scaled = named["weight"] is not None
     ctx.mark(node, (batch, *rest) if scaled else ctx.loudness(named["input"]))

@@ -109,6 +109,9 @@ class NotationRule:
         self._claim(ctx, node, values)
         self._roles(ctx, present, output, values)
         self._sums(ctx, node, present, output, values)
+        for operand in (op for number, op, _ in present if number in self.plus):
+            shifted = ctx.factors(out) - ctx.factors(ctx.of(operand))
+            ctx.barrier(shifted, node, str(node.target))
         ctx.mark(node, self._loud(ctx, present, out))
         return out
 
@@ -127,7 +130,8 @@ class NotationRule:
         kept = letters(output)
         for number, operand, pattern in present:
             others = [(op, letters(p)) for n, op, p in present if n != number]
-            weighed = number == 0 and any(ctx.sources.get(op) for op, _ in others)
+            later = (op for n, op, _ in present if n > number and n not in self.plus)
+            weighed = any(ctx.sources.get(op) for op in later)  # by a weight, so it is none itself
             summed = {x for x in letters(pattern) - kept if any(x in own for _, own in others)}
             for dim, letter, expr in _places(pattern, values, ctx.of(operand)):
                 if letter in kept or letter in summed or pattern == BROADCAST:
@@ -146,7 +150,8 @@ class NotationRule:
         for letter in values.keys() - self.frozen.keys():
             holders = [op for n, op, p in present if letter in letters(p) and n not in self.plus]
             weighed = any(ctx.sources.get(operand) for operand in holders)
-            if len(holders) > 1 and (letter in kept or not weighed):
+            twice = any(list(pattern).count(letter) > 1 for _, _, pattern in present)
+            if twice or (len(holders) > 1 and (letter in kept or not weighed)):
                 ctx.barrier(values[letter], node, str(node.target))
             if letter not in kept:
                 ctx.sums(node, values[letter], holders)

@@ -64,6 +64,7 @@ def _pad(ctx: Context, node: fx.Node) -> Axes:
             ctx.freeze(axes[dim], node, "padded")
             axes[dim] = ctx.fixed(ctx.shape(node)[dim], node, "padded")
     if not zeros:
+        ctx.barrier(axes, node, "padding with a number")
         ctx.mark(node, axes)
     return tuple(axes)
 

@@ -42,7 +42,7 @@ CONVERSIONS = ("aten::to", "aten::type_as")
 """Copies whose second operand only tells the type."""
 SUMS = _names("add rsub sub")
 PRODUCTS = _names("inner mul multiply")
-QUOTIENTS = _names("div divide fmod floor_divide remainder true_divide")
+QUOTIENTS = _names("div divide true_divide")
 CHOICES = _names("masked_fill where")
 ODD = _names("""
     abs arcsin arcsinh arctan asin asinh atan ceil celu deg2rad elu erf expm1 floor gelu hardshrink
@@ -85,7 +85,7 @@ def pointwise(ctx: Context, node: fx.Node) -> Output:
 def _divisors(node: fx.Node, operands: list[fx.Node]) -> list[fx.Node]:
     """The operands that must not be zero."""
     base = packet_of(node).removeprefix("aten::").removesuffix("_")
-    if base in QUOTIENTS:
+    if base in (*QUOTIENTS, "floor_divide", "fmod", "remainder"):
         return [operand for operand in operands if operand is not node.args[0]]
     power = arguments(node).get("exponent", 1) if base == "pow" else 1
     return operands if base in POLES or (isinstance(power, (int, float)) and power < 0) else []
@@ -109,13 +109,14 @@ def _nature(
         shifted = every if _number(node, "other") else frozenset()
         return shifted | (every - _all(own, every)), shifted | (every - _all(zero, every))
     if base == "copy":
-        return frozenset(), every - zero[-1]
+        return every - own[-1], every - zero[-1]
     if base == "zero" or (base == "fill" and arguments(node)["value"] == 0):
         return frozenset(), frozenset()
     if base in PRODUCTS:
         return _shared(own), every - _any(zero)
     if base in QUOTIENTS and operands and operands[0] is node.args[0]:
-        return (_any(own[1:]) | (every - own[0])), every - zero[0]
+        rounded = every if arguments(node).get("rounding_mode") else frozenset()
+        return rounded | _any(own[1:]) | (every - own[0]), every - zero[0]
     if base in CHOICES:
         return _chosen(node, (own, zero), every)
     if base in ODD or (base == "pow" and _positive_power(node)):

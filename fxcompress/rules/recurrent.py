@@ -58,7 +58,7 @@ def _recurrent(ctx: Context, node: fx.Node) -> Output:
             start = (layer * directions + direction) * size
             _cell(ctx, node, cell, features, params[start : start + size])
         features = concat((output,) * directions)
-    ctx.barrier((hidden, output), node, "gates of a recurrent layer")
+    ctx.barrier((batch, hidden, output), node, "gates of a recurrent layer")
     ctx.mark(node, ctx.factors(axes[:2]) | _any_loud(ctx, states))
     stacked = tuple(
         (ctx.fixed(layers * directions, node, "layers and directions"), batch, ctx.of(state)[2])

@@ -110,6 +110,7 @@ def _sorted(ctx: Context, node: fx.Node) -> Output:
         dim = arguments(node).get("dim", 0) % len(axes)
         ctx.freeze(axes[dim], node, "sorted by value")
         axes[dim] = ctx.fixed(example_shape(first)[dim], node, "sorted by value")
+    ctx.barrier(axes, node, "sorting")
     ctx.mark(node, axes)
     return (tuple(axes), tuple(axes)) if isinstance(value, (tuple, list)) else tuple(axes)
 
@@ -133,6 +134,8 @@ def _running(ctx: Context, node: fx.Node) -> Output:
         first = value[0] if isinstance(value, (tuple, list)) else value
         axes[dim] = ctx.fixed(example_shape(first)[dim], node, "cumulative along it")
     out = tuple(map(ctx.space.resolve, axes))
+    if packet_of(node) not in ("aten::cumsum", "aten::diff"):
+        ctx.barrier(out, node, packet_of(node))
     if packet_of(node) not in ("aten::cumprod", "aten::cumsum", "aten::diff"):
         ctx.mark(node, out)
     return (out, out) if isinstance(node.meta["val"], (tuple, list)) else out

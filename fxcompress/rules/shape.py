@@ -151,7 +151,8 @@ def _expand(ctx: Context, node: fx.Node) -> Axes:
             for old, new, size in zip(own, fresh, shape, strict=True)
         )
         bind_list(ctx, node, "size", out)
-    copies = (new for old, new in zip(own, out, strict=True) if old.size == 1)
+    copies = [new for old, new in zip(own, out, strict=True) if old.size == 1]
+    ctx.barrier(copies, node, "copies")
     ctx.mark(node, (*ctx.loudness(node.args[0]), *copies))
     return out
 
@@ -169,6 +170,7 @@ def _repeat(ctx: Context, node: fx.Node) -> Axes:
         for dim, expr in enumerate(own)
     ]
     bind_list(ctx, node, name, copies[skipped:])
+    ctx.barrier(copies, node, "copies")
     ctx.mark(node, (*ctx.loudness(node.args[0]), *copies))
     return tuple(product(pair) for pair in zip(copies, own, strict=True))
 
@@ -193,6 +195,7 @@ def _repeat_interleave(ctx: Context, node: fx.Node) -> Axes:
     axes[dim] = product((axes[dim], copies))
     if named["output_size"] is not None:
         ctx.bind(node, (position(node, "output_size"),), axes[dim])
+    ctx.barrier(copies, node, "copies")
     ctx.mark(node, (*ctx.loudness(named["self"]), copies))
     return tuple(axes)
 

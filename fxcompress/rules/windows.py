@@ -57,6 +57,7 @@ def _grid_sampler(ctx: Context, node: fx.Node) -> Axes:
     grid = ctx.of(named["grid"])
     ctx.unify(batch, grid[0], node)
     ctx.freeze((*positions, *grid[1:]), node, "sampled positions")
+    ctx.barrier(batch, node, str(node.target))
     return (ctx.space.resolve(batch), channel, *grid[1:-1])
 
 

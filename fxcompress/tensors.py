@@ -1,0 +1,42 @@
+"""Parameters and buffers under all the names they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from fxcompress.graph import find_tensor, set_tensor
+
+Names = Mapping[str, frozenset[str]]
+
+
+def names_of(module: nn.Module) -> Names:
+    """Every name of each parameter and buffer: tied ones have several."""
+    found: dict[int, set[str]] = {}
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in tensors:
+        found.setdefault(id(tensor), set()).add(name)
+    return {name: frozenset(found[id(tensor)]) for name, tensor in tensors}
+
+
+def replace_tensor(module: nn.Module, names: Names, name: str, value: Tensor) -> None:
+    """Put `value` in the place of a parameter or buffer, under every name it has.
+
+    A parameter stays one, with its ``requires_grad``; a buffer stays persistent or not.
+    """
+    old = find_tensor(module, name)
+    assert old is not None
+    new: Tensor = value.to(old.dtype)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    for other in names[name]:
+        set_tensor(module, other, new, persistent=_persistent(module, other))
+
+
+def _persistent(module: nn.Module, name: str) -> bool:
+    owner, _, leaf = name.rpartition(".")
+    return leaf not in module.get_submodule(owner)._non_persistent_buffers_set
