@@ -277,7 +277,7 @@ def parsed(arguments: Sequence[str] | None = None) -> Settings:
     add("--data", type=Path, default=default_data(), help="folder of the data pack")
     add("--out", type=Path, default=Path("out/stories_llama"), help="where all files go")
     add("--scopes", nargs="+", choices=SCOPES, default=list(SCOPES), help="which groups shrink")
-    add("--ratios", type=float, nargs="+", default=[0.25, 0.5], help="shares of units removed")
+    add("--ratios", type=float, nargs="+", default=[0.25], help="shares of units removed")
     add("--stories", type=int, default=100, help="to measure on, the last of the file")
     add("--train", type=int, default=400, help="to recover on, the first of the file")
     add("--epochs", type=int, default=1, help="of recovery")
