@@ -21,8 +21,8 @@ from axis_strategies import kept
 from fxcompress.axes import Axes, Concat, Expr, Factor, leaves
 from fxcompress.coupling import Coupling
 from fxcompress.graph import CapturedModule, clone_graph, find_tensor, set_tensor
-from fxcompress.projection import Choice, Choices, select, stays
-from fxcompress.rewrite import _mend
+from fxcompress.projection import Choice, Choices, select, stays, transform
+from fxcompress.rewrite import _mend, axis_choices
 from fxcompress.rules.schema import operands_of
 
 UNOWNED = ("no layer produces it",)
@@ -160,6 +160,41 @@ def _compare(module: CapturedModule, coupling: Coupling, choices: Choices, value
         assert got.shape == expected.shape, (place, got.shape, expected.shape)
         if values:
             torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def commutes(module: CapturedModule, coupling: Coupling, factor: Factor) -> None:
+    """The op on transformed tensors is the transformed op: any linear map E of the units, with its
+    inverse where they are contracted.
+    """
+    encode = torch.eye(factor.size).double() + 0.3 * torch.randn(factor.size, factor.size).double()
+    decode = torch.linalg.inv(encode).mT
+    pair = {factor: Choice(encode)}, {factor: Choice(decode)}
+    before: dict[str, Tensor] = {}
+    after: dict[str, Tensor] = {}
+    for name, axes in coupling.parameters.items():
+        tensor = find_tensor(module, name)
+        assert tensor is not None
+        before[name] = tensor
+        after[name] = transform(tensor, axes, axis_choices(coupling, name, axes, *pair))
+    found, dense = run(module, after), run(module, before)
+    for place, axes in _outputs(coupling):
+        value = _item(dense, place)
+        if place[0] not in coupling.parameters and value.dtype.is_floating_point:
+            own = [pair[0] if factor in leaves(expr) else {} for expr in axes]
+            torch.testing.assert_close(_item(found, place), transform(value, axes, own))
+
+
+def transformable(module: CapturedModule, coupling: Coupling) -> list[Factor]:
+    """The factors of real tensors that the rule says any linear map commutes with."""
+    held: dict[Factor, bool] = {}
+    for name, axes in coupling.parameters.items():
+        tensor = find_tensor(module, name)
+        assert tensor is not None
+        real = tensor.dtype.is_floating_point and tensor.numel() > 0
+        for leaf in (leaf for expr in axes for leaf in leaves(expr)):
+            held[leaf] = held.get(leaf, True) and real
+    claimed = {**coupling.barriers, **coupling.inexact}
+    return [factor for factor in free(coupling) if held.get(factor) and factor not in claimed]
 
 
 def _outputs(coupling: Coupling) -> list[tuple[tuple[str, int | None], Axes]]:

@@ -23,7 +23,17 @@ from fxcompress.rules import RULES, Context, axis_rule, name_of
 from fxcompress.rules.create import CONSIDERED
 from fxcompress.rules.registry import is_pointwise
 from fxcompress.rules.schema import read as argument_at
-from op_law import append, calls, check, cuts, free, graph_of, relation
+from op_law import (
+    append,
+    calls,
+    check,
+    commutes,
+    cuts,
+    free,
+    graph_of,
+    relation,
+    transformable,
+)
 
 RANDOM = ("bernoulli", "empty", "rand")
 """Ops whose values cannot be compared: their shapes are."""
@@ -116,6 +126,18 @@ def test_what_is_summed_after_the_op_is_exact_where_it_is_said_to_be(
     append(module, torch.ops.aten.sum.dim_IntList, [data.draw(st.integers(0, values[0].dim() - 1))])
     coupling = couple(module)
     check(module, coupling, data.draw(cuts(free(coupling))))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_linear_maps_commute_with_the_op_where_there_is_no_barrier(case: Case) -> None:
+    if case.says.endswith(" 0"):  # nothing comes out
+        return
+    module = case.graph()
+    coupling = couple(module)
+    for factor in (
+        [] if any(name in case.op for name in RANDOM) else transformable(module, coupling)
+    ):
+        commutes(module, coupling, factor)
 
 
 def test_every_rule_has_a_case() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import fx
@@ -10,7 +11,7 @@ from fxcompress.axes import Axes, Expr
 from fxcompress.graph import dynamic_dims, example_shape
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule, name_of
-from fxcompress.rules.schema import arguments, position
+from fxcompress.rules.schema import arguments, packet_of, position
 
 CONSIDERED = {
     "aten::_grouped_mm": "its kernels want rows of whole 16 bytes",
@@ -50,12 +51,17 @@ def _uniform(ctx: Context, node: fx.Node) -> Axes:
             ctx.bind(node, (position(node, "size"), number), out[-1])
         else:
             out.append(ctx.fixed(size, node, "a size that follows the inputs"))
-    ctx.mark(node, () if _is_zero(node) else out)
+    _filled(ctx, node, out)
     return tuple(out)
 
 
-def _is_zero(node: fx.Node) -> bool:
-    return "zeros" in str(node.target) or arguments(node).get("fill_value") == 0
+def _filled(ctx: Context, node: fx.Node, axes: Iterable[Expr]) -> None:
+    """Anything but zeros is a constant to add: no linear map, and not zero where masked."""
+    if "zeros" not in str(node.target) and arguments(node).get("fill_value") != 0:
+        ctx.barrier(axes, node, packet_of(node))
+        ctx.mark(node, axes)
+    else:
+        ctx.mark(node, ())
 
 
 @axis_rule(
@@ -64,7 +70,7 @@ def _is_zero(node: fx.Node) -> bool:
 )  # fmt: skip
 def _like(ctx: Context, node: fx.Node) -> Axes:
     axes = ctx.of(node.args[0])
-    ctx.mark(node, () if _is_zero(node) else axes)
+    _filled(ctx, node, axes)
     return axes
 
 
@@ -82,10 +88,14 @@ def _grids(ctx: Context, node: fx.Node) -> Output:
     named = arguments(node)
     operands = [ctx.of(operand) for operand in named["tensors"]]
     if "meshgrid" not in str(node.target):
-        return (ctx.broadcast(operands, node),) * len(operands)
+        out = ctx.broadcast(operands, node)
+        ctx.barrier(out, node, "copies")
+        ctx.mark(node, out)
+        return (out,) * len(operands)
     axes = [axes[0] if axes else ctx.fixed(1, node, "a point") for axes in operands]
     if named.get("indexing", "ij") == "xy":
         axes[:2] = axes[1::-1]
+    ctx.barrier(axes, node, "copies")
     ctx.mark(node, axes)
     return (tuple(axes),) * len(operands)
 

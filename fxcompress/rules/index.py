@@ -12,7 +12,7 @@ from fxcompress.graph import dtype_of
 from fxcompress.rules.context import Context
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import RULES, axis_rule
-from fxcompress.rules.schema import arguments
+from fxcompress.rules.schema import arguments, packet_of
 
 RULES["aten::embedding"] = NotationRule(
     "v c, *b -> *b c",
@@ -150,6 +150,8 @@ def _scatter(ctx: Context, node: fx.Node) -> Axes:
         if len(own) == len(axes) > 0:
             _lined_up(ctx, node, (axes, own), dim)
             ctx.freeze((axes[dim], own[dim]), node, "written by index")
+    if len(operands) == 1 or packet_of(node) == "aten::scatter_reduce":
+        ctx.barrier(axes, node, packet_of(node))
     ctx.mark(node, axes)
     return tuple(map(ctx.space.resolve, axes))
 
@@ -166,6 +168,8 @@ def _index_add(ctx: Context, node: fx.Node) -> Axes:
             source = ctx.of(named["source"])
             ctx.freeze(source[dim], node, "written by index")
             _lined_up(ctx, node, (axes, source), dim)
+    if packet_of(node) in ("aten::index_fill", "aten::index_reduce"):
+        ctx.barrier(axes, node, packet_of(node))
     ctx.mark(node, axes)
     return tuple(map(ctx.space.resolve, axes))
 

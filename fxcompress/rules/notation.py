@@ -127,11 +127,11 @@ class NotationRule:
                 ctx.bind(node, (position(node, argument),), product(values.get(letter, ())))
 
     def _roles(self, ctx: Context, present: Present, output: Pattern, values: Values) -> None:
-        kept = letters(output)
+        kept, added = letters(output), (*self.plus, *self.beside)
         for number, operand, pattern in present:
             others = [(op, letters(p)) for n, op, p in present if n != number]
-            later = (op for n, op, _ in present if n > number and n not in self.plus)
-            weighed = any(ctx.sources.get(op) for op in later)  # by a weight, so it is none itself
+            later = (op for n, op, _ in present if n > number and n not in added)
+            weighed = any(map(ctx.sources.get, later))  # by a weight, so it is none itself
             summed = {x for x in letters(pattern) - kept if any(x in own for _, own in others)}
             for dim, letter, expr in _places(pattern, values, ctx.of(operand)):
                 if letter in kept or letter in summed or pattern == BROADCAST:
@@ -143,11 +143,11 @@ class NotationRule:
     def _sums(
         self, ctx: Context, node: fx.Node, present: Present, output: Pattern, values: Values
     ) -> None:
-        """Where two operands share a letter, neither can be transformed along it alone; a weight
-        that is summed over can. Summed letters are exact where a product is zero on masked units.
+        """Along a letter that two operands share only a weight that is summed over can be
+        transformed. Summed letters are exact where a product is zero on masked units.
         """
         kept = letters(output)
-        for letter in values.keys() - self.frozen.keys():
+        for letter in (one for one in values if one not in self.frozen):
             holders = [op for n, op, p in present if letter in letters(p) and n not in self.plus]
             weighed = any(ctx.sources.get(operand) for operand in holders)
             twice = any(list(pattern).count(letter) > 1 for _, _, pattern in present)
@@ -158,11 +158,9 @@ class NotationRule:
 
     def _loud(self, ctx: Context, present: Present, out: Axes) -> frozenset[Factor]:
         """A product is zero where one factor is; a sum where every term is."""
-        everything = ctx.factors(out)
         terms = [[op for n, op, _ in present if n not in (*self.plus, *self.beside)]]
-        terms += [[op] for n, op, _ in present if n in self.plus]
-        quiet = everything
-        for term in terms:
+        quiet = everything = ctx.factors(out)
+        for term in (*terms, *([op] for n, op, _ in present if n in self.plus)):
             zero = (ctx.factors(ctx.of(op)) - ctx.loudness(op) for op in term)
             quiet &= frozenset().union(*zero)
         return everything - quiet
