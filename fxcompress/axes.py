@@ -5,11 +5,11 @@ An axis of a tensor is an expression over *factors*, independent index ranges th
     expr := factor | (expr expr …)      a product, row-major, as in einops: "(heads head_dim)"
           | [expr | expr | …]           a concatenation
 
-`Space` holds the three operations the analysis is made of: `split_right`, `split_at` and `unify`.
-Each may *refine* a factor, that is, replace it everywhere at once by an expression of new factors;
-a refined factor keeps a link to that expression (union-find with substitution). Two expressions
-that cannot be aligned, such as (6 4) with (8 3), are
-*entangled*: both are handed to `Space.entangled`, which freezes them, and nothing is guessed.
+`Space` holds the three operations that relate axes: `split_right`, `split_at` and `unify`. Each may
+*refine* a factor, that is, replace it everywhere at once by an expression of new factors; a refined
+factor keeps a link to that expression (union-find with substitution). Two expressions that cannot
+be aligned, such as (6 4) with (8 3), are *entangled*: `Space.entangled` notes both, they are frozen
+in the end, and nothing is guessed.
 
 >>> space = Space()
 >>> rows = space.fresh(12, "rows")
@@ -72,9 +72,7 @@ UNIT = Product(())
 
 @dataclass(frozen=True)
 class Edge:
-    """Two factors that an operation related: `same` indices, or the second is `part` of the
-    first.
-    """
+    """Two factors that an operation related: the `same` indices, or one `part` of the other."""
 
     first: Factor
     second: Factor
@@ -164,9 +162,7 @@ class Space:
             self.edges.append(Edge(factor, leaf, self.cause, kind))
 
     def split_right(self, expr: Expr, size: int) -> tuple[Expr, Expr] | None:
-        r"""(outer, inner) with expr = (outer inner) and \\|inner\\| = size; None if there is no
-        such refinement.
-        """
+        """(outer, inner) with expr = (outer inner), inner of that size; None if there is none."""
         expr = self.resolve(expr)
         if size == 1:
             return expr, UNIT
@@ -206,9 +202,7 @@ class Space:
         return product(parts), product(inner)
 
     def split_at(self, expr: Expr, size: int) -> tuple[Expr, Expr] | None:
-        r"""(left, right) with expr = [left | right] and \\|left\\| = size; None if there is no such
-        refinement.
-        """
+        """(left, right) with expr = [left | right], left of that size; None if there is none."""
         expr = self.resolve(expr)
         if size in (0, expr.size):
             empty = Concat(())

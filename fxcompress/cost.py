@@ -47,9 +47,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Stored:
-    """One parameter or buffer: its axes (empty for what the graph does not read), entries and
-    bytes an entry.
-    """
+    """A parameter or buffer: its axes (none if the graph does not read it) and its size."""
 
     axes: Axes
     numel: int

@@ -27,9 +27,7 @@ class VerificationError(FxCompressError):
 
 
 class WriteBackError(FxCompressError):
-    """The user's class cannot hold the smaller parameters; the message names the attribute or
-    line.
-    """
+    """The user's class cannot hold the smaller parameters; the message says what prevents it."""
 
 
 class LoadError(FxCompressError):

@@ -16,9 +16,7 @@ from fxcompress.rules import Role
 
 @dataclass(frozen=True)
 class Site:
-    """One axis of one parameter (or buffer) that holds a group's units, and what it does with
-    them.
-    """
+    """One axis of a parameter or buffer that holds a group's units, and what it does with them."""
 
     parameter: str
     dim: int
@@ -133,9 +131,7 @@ def _kind(coupling: Coupling, factor: Factor) -> str:
 
 
 def _over(coupling: Coupling, factor: Factor) -> tuple[Factor, ...]:
-    """Companions that units may differ over, in the order they stand in the first axis that holds
-    them.
-    """
+    """Companions that units may differ over, in the order of the first axis that holds them."""
     companions = {
         other
         for other in coupling.companions.get(factor, frozenset())

@@ -76,9 +76,7 @@ class Program:
 
     @cached_property
     def cost(self) -> CostModel:
-        """The cost of any plan: call it with ``{group: units kept}``; with nothing for the program
-        as it is.
-        """
+        """The cost of any plan: call it with ``{group: units kept}``, or with nothing for now."""
         return cost_model(self.analysis.coupling, self.module, self.single)
 
     def group(self, name: str) -> ChannelGroup:
@@ -96,9 +94,7 @@ class Program:
         return str(self.report)
 
     def explain(self, first: str, second: str | None = None) -> str:
-        """Why two parameters move together, or all groups that hold one; see
-        `fxcompress.explain`.
-        """
+        """Why two parameters move together, or the groups that hold one."""
         if second is None:
             return explain_groups(self.groups, first)
         return explain_path(self.analysis.coupling, first, second)
@@ -124,8 +120,9 @@ class Program:
         return write_back(self.finalize().module, model, self.args, self.kwargs)
 
     def save(self, path: str | Path) -> None:
-        """Write the program, without pickle, to a directory, or to one file where `path` ends in
-        ``.fxc`` or ``.safetensors``.
+        """Write the program, masks folded, without pickle.
+
+        To a directory, or to one file where `path` ends in ``.fxc`` or ``.safetensors``.
         """
         final = self.finalize()
         manifest = {

@@ -56,9 +56,7 @@ def size_of(expr: Expr, widths: Mapping[Factor, int]) -> int:
 
 
 def coordinates(expr: Expr) -> dict[Factor, Tensor]:
-    """For each factor of `expr`, which of its indices stands at each place; -1 where the factor
-    has no part in it.
-    """
+    """For each factor of `expr`, which of its indices stands at each place; -1 where none does."""
     if isinstance(expr, Factor):
         return {expr: torch.arange(expr.size)}
     own = [coordinates(part) for part in expr.parts]
@@ -86,9 +84,7 @@ def kept_indices(expr: Expr, choices: Choices) -> Tensor:
 def _kept(
     expr: Expr, choices: Choices, outer: Mapping[Factor, Tensor]
 ) -> tuple[Tensor, dict[Factor, Tensor]]:
-    """Kept places of `expr` for each of the outer places, shape (outer, k), and the factor indices
-    there.
-    """
+    """Kept places at each of the outer places, shape (outer, k), and the factor indices there."""
     count = next((len(index) for index in outer.values()), 1)
     if isinstance(expr, Factor):
         index = _choice_at(expr, choices, outer, count)
@@ -147,9 +143,7 @@ def cell_numbers(over: Sequence[Factor], coordinates: Mapping[Factor, Tensor]) -
 
 
 def stays(axes: Axes, choices: Choices) -> Tensor | None:
-    """A boolean mask, broadcastable to a tensor of these axes, of the places that stay; None where
-    all do.
-    """
+    """A mask, broadcastable to a tensor of these axes, of the places that stay; None if all do."""
     masks: list[Tensor] = []
     for dim, expr in enumerate(axes):
         present = set(leaves(expr))

@@ -76,7 +76,7 @@ class Check:
     """One comparison of outputs.
 
     Attributes:
-        kind: What was compared: ``identity``, ``zero-mask``, ``shapes`` …
+        kind: What was compared: ``bit-identical``, ``zero-masked`` or ``runs``; see `verify`.
         max_relative_error: Largest difference over largest value; None if not measured.
         tolerance: The largest error that passes; None if not measured.
         ok: Whether the check passed.
