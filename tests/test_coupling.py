@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from fxcompress.axes import Axes, Concat, Expr, Factor, leaves
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import capture
-from fxcompress.coupling import couple
+from fxcompress.coupling import check_pins, couple
 from fxcompress.errors import PlanError
 from fxcompress.facts import Coupling
 from fxcompress.graph import CapturedModule, find_tensor
@@ -255,7 +255,7 @@ def test_a_pin_freezes_with_its_reason() -> None:
 
 def test_a_pin_that_fits_nothing_names_the_nearest() -> None:
     with pytest.raises(PlanError, match=r"no\.such\.layer"):
-        couple(module_of("mlp"), pin=("no.such.layer",))
+        check_pins(module_of("mlp"), ("no.such.layer",))
 
 
 def test_what_no_layer_produces_is_no_channel() -> None:
