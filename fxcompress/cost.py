@@ -91,10 +91,10 @@ def cost_model(coupling: Coupling, module: CapturedModule, single: bool = False)
         single: Count the work of one example, where the batch was captured as two.
     """
     stored: dict[int, Stored] = {}
+    axes = {id(find_tensor(module, name)): own for name, own in coupling.parameters.items()}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        axes = _axes_of(coupling, module, name)
         stored[id(tensor)] = Stored(
-            axes,
+            axes.get(id(tensor), ()),
             tensor.numel(),
             tensor.element_size(),
             tensor.requires_grad or _is_parameter(module, name),
@@ -108,15 +108,6 @@ def _free_batch(coupling: Coupling, module: CapturedModule) -> dict[Factor, int]
     inputs = (node for node in module.graph.find_nodes(op="placeholder") if is_tensor(node))
     free = (coupling.axes[node.name][0] for node in inputs if 0 in dynamic_dims(node))
     return {leaf: 1 for expr in free for leaf in leaves(expr)}
-
-
-def _axes_of(coupling: Coupling, module: CapturedModule, name: str) -> Axes:
-    if name in coupling.parameters:
-        return coupling.parameters[name]
-    tensor = find_tensor(module, name)
-    same = (other for other in coupling.parameters if find_tensor(module, other) is tensor)
-    other = next(same, None)
-    return coupling.parameters[other] if other else ()
 
 
 def _is_parameter(module: CapturedModule, name: str) -> bool:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.coupling import Coupling
 from fxcompress.errors import VerificationError
-from fxcompress.graph import CapturedModule, clone_graph
+from fxcompress.graph import CapturedModule, clone_graph, dtype_of, is_tensor
 from fxcompress.masked import copies, masked_forward
 from fxcompress.plan import Plan, Project
 from fxcompress.report import Check
@@ -147,7 +147,11 @@ def _reference(
 
 
 def _dtype(module: CapturedModule) -> torch.dtype:
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    """The coarsest floating type anything is computed in; a model may cast in its forward."""
+    kinds = {p.dtype for p in module.parameters()}
+    kinds.update(dtype_of(node) for node in module.graph.nodes if is_tensor(node))
+    floats = [kind for kind in kinds if kind in TOLERANCE]
+    return max(floats, key=TOLERANCE.__getitem__, default=torch.float32)
 
 
 def distance(found: Any, reference: Any) -> tuple[float, bool]:
