@@ -30,9 +30,10 @@ from fxcompress.export.machine import this_machine  # noqa: E402
 
 MOST_TIME, MOST_MEMORY = 1.0, 2.5
 MEMORY = ("memory-export", "memory-compile")
+THEIRS = "torch-pruning"
 OURS = ("canonicalize", "analysis", "plan", "rewrite")
 TIME_COLUMNS = (
-    "parameters", "nodes", "export", *OURS, "ratio", "warm ratio", "verify", "TP graph", "TP step",
+    "parameters", "export", *OURS, "ratio", "warm ratio", "verify", "TP graph", "TP step",
 )  # fmt: skip
 MEMORY_COLUMNS = ("model", "torch.export", "compile", "above export, of model")
 
@@ -85,11 +86,12 @@ def memory_above(found: Found) -> float | None:
 def time_cells(name: str, found: Found) -> tuple[object, ...]:
     """A line of the first table."""
     stages = [_seconds(median(found, "cold", stage)) for stage in ("export", *OURS)]
-    step = "fails" if _their_error(found) else _seconds(median(found, "torch_pruning", "step"))
+    theirs = found[THEIRS]
+    step = "fails" if "error" in theirs else _seconds(theirs["step"])
     return (
-        name, f"{(median(found, 'parameters') or 0) / 1e6:.1f} M", median(found, "nodes"), *stages,
+        name, f"{(median(found, 'parameters') or 0) / 1e6:.1f} M", *stages,
         _two(ratio(found)), _two(ratio(found, "warm")), _seconds(median(found, "cold", "verify")),
-        _seconds(median(found, "torch_pruning", "graph")), step,
+        _seconds(theirs.get("graph")), step,
     )  # fmt: skip
 
 
@@ -97,12 +99,6 @@ def memory_cells(name: str, found: Found) -> tuple[object, ...]:
     """A line of the second table."""
     above = [_megabytes(found[run].get("above")) for run in MEMORY]
     return name, _megabytes(found[MEMORY[0]].get("model")), *above, _two(memory_above(found), "x")
-
-
-def _their_error(found: Found) -> str | None:
-    """What torch-pruning says where it fails."""
-    said = (run.get("torch_pruning", {}).get("error") for run in found.values())
-    return next(filter(None, said), None)
 
 
 def _seconds(value: float | None) -> str:
@@ -127,10 +123,10 @@ def verdict(results: Mapping[str, Found]) -> list[str]:
     ]
     for name, found in results.items():
         lines += [
-            f"{name}, {run}: {value['error']}" for run, value in found.items() if "error" in value
+            f"{name}, {run}: {figures['error']}"
+            for run, figures in found.items()
+            if "error" in figures
         ]
-        theirs = _their_error(found)
-        lines += [f"{name}: torch-pruning stops with {theirs}"] if theirs else []
     return lines
 
 
@@ -155,7 +151,7 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     if kept.exists():
         results = json.loads(kept.read_text(encoding="utf-8"))["models"]
-    runs = (*(f"time {number}" for number in range(1, options.runs + 1)), *MEMORY)
+    runs = (*(f"time {number}" for number in range(1, options.runs + 1)), THEIRS, *MEMORY)
     for name in options.models:
         found = {} if options.fresh else results.get(name, {})
         for run in runs:
@@ -164,7 +160,9 @@ def main() -> None:
                 results[name] = found
                 _keep(results, kept)
     whole = {
-        name: results[name] for name in SUBJECTS if set(MEMORY) <= results.get(name, {}).keys()
+        name: results[name]
+        for name in SUBJECTS
+        if {THEIRS, *MEMORY} <= results.get(name, {}).keys()
     }
     _write(whole, options.out, results)
 

@@ -244,8 +244,8 @@ def run(settings: Settings) -> list[Row]:
         [row.cells() for row in rows],
     )
     facts = {
-        "settings": asdict(settings),
-        "rows": [asdict(row) for row in rows],
+        "settings": {k: v for k, v in asdict(settings).items() if k not in ("data", "out")},
+        "rows": [asdict(row) | {"file": row.file.name} for row in rows],
         "latency": latency.to_dict(),
         "seconds": seconds,
     }

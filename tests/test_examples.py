@@ -75,6 +75,8 @@ def test_compile_time_writes_its_table_and_goes_on_where_it_was(
         "benchmarks/compile_time.py",
         "--models",
         "ResNet-50",
+        "--runs",
+        "1",
         "--out",
         str(tmp_path / "t"),
     )
