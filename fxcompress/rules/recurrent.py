@@ -2,7 +2,8 @@
 
 The rows of the weights are (gates hidden), with four gates for an LSTM, three for a GRU and one for
 a plain layer. The states of all layers and directions are stacked in one tensor, so they share the
-hidden axis; the outputs of two directions stand side by side, [hidden | hidden].
+hidden axis; the outputs of two directions stand side by side, [hidden | hidden]. The work is that
+of the matrix products of every step, as `torch.utils.flop_counter` counts it.
 """
 
 from __future__ import annotations
@@ -80,12 +81,12 @@ def _cell(ctx: Context, node: fx.Node, cell: _Cell, features: Expr, params: list
         own = ctx.of(weight)
         ctx.unify(own[0], rows, node)
         ctx.unify(own[1], source, node)
-        ctx.role(rows, weight, "produce", 0)
+        ctx.role(cell.hidden, weight, "produce", 0)
         ctx.role(source, weight, "contract", 1)
         ctx.flops(node, (cell.batch, cell.steps, rows, source))
     for bias in (param for param in rest if len(ctx.of(param)) == 1):
         ctx.unify(ctx.of(bias)[0], rows, node)
-        ctx.role(rows, bias, "affine", 0)
+        ctx.role(cell.hidden, bias, "affine", 0)
     for projection in (param for param in rest if len(ctx.of(param)) == 2):
         _project(ctx, node, cell, projection)
 
