@@ -236,7 +236,7 @@ def run(settings: Settings) -> list[Row]:
         f"{latency.machine.cpu}{spelled_noise(latency)}; the ratio is that of CPU times, with its "
         "95 % interval. Its kernels work on blocks of 16 channels, which is all a layer of the "
         "first stage has.",
-        f"The whole run took {seconds / 60:.1f} minutes.",
+        f"The whole run took {seconds / 60:.1f} minutes, {time.process_time() / 60:.1f} of CPU.",
     ]
     table = tabled(
         f"{settings.checkpoint} at several FLOP budgets",

@@ -265,7 +265,7 @@ def _notes(settings: Settings, rows: Sequence[Row], latency: Any, seconds: float
         f"Medians for one story of 128 tokens on one thread of onnxruntime, {settings.rounds} "
         f"rounds in turn on {latency.machine.cpu}{spelled_noise(latency)}; the ratio is that of "
         "CPU times, with its 95 % interval.",
-        f"The whole run took {seconds / 60:.1f} minutes.",
+        f"The whole run took {seconds / 60:.1f} minutes, {time.process_time() / 60:.1f} of CPU.",
         *(f"{row.name} tells, by `generate`: {' '.join(row.text.split())}" for row in rows),
     ]
 
