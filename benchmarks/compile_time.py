@@ -52,7 +52,8 @@ def measured(name: str, run: str, limit: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"error": f"took longer than {limit:.0f} s"}
     if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]}
+        killed = "was killed, perhaps for want of memory" if done.returncode < 0 else "failed"
+        return {"error": (done.stderr.strip().splitlines() or [killed])[-1]}
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -180,10 +181,11 @@ def _told(name: str, run: str, limit: float) -> dict[str, Any]:
 
 def _write(results: Mapping[str, Found], path: Path, everything: Mapping[str, Found]) -> None:
     machine = this_machine()
+    runs = max(sum(run.startswith("time") for run in found) for found in results.values())
     notes = [
         *verdict(results),
         "Half of the units of every group go (MagnitudePruning(ratio=0.5)), from a batch of two.",
-        f"CPU seconds of one thread, medians of several processes, on {machine.cpu}, "
+        f"CPU seconds of one thread, medians of {runs} process(es), on {machine.cpu}, "
         f"{machine.system}, torch {machine.versions['torch']}.",
         "`ratio`: canonicalize, analysis, plan and rewrite over export. `warm ratio`: the same for "
         "a second time in the same process. `TP`: torch-pruning.",
