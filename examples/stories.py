@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -127,13 +128,12 @@ def load_llama(weights: Path) -> Any:
 
 def import_transformers() -> Any:
     """transformers, also beside a torchvision that was built for another torch."""
-    try:
-        import torchvision  # noqa: F401
-    except ModuleNotFoundError:
-        pass  # not needed
-    except RuntimeError:
-        # Its operators do not load. A model of language needs none, so it counts as absent.
-        sys.modules["torchvision"] = None  # type: ignore[assignment]
+    if importlib.util.find_spec("torchvision"):
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError:
+            # Its operators do not load. A model of language needs none, so it counts as absent.
+            sys.modules["torchvision"] = None  # type: ignore[assignment]
     try:
         import transformers
     except ModuleNotFoundError as error:
