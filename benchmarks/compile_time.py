@@ -52,7 +52,7 @@ def measured(name: str, run: str, limit: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"error": f"took longer than {limit:.0f} s"}
     if done.returncode:
-        killed = "was killed, perhaps for want of memory" if done.returncode < 0 else "failed"
+        killed = f"was killed by signal {-done.returncode}" if done.returncode < 0 else "failed"
         return {"error": (done.stderr.strip().splitlines() or [killed])[-1]}
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures

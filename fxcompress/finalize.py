@@ -6,10 +6,11 @@ Afterwards the graph holds plain parameters again and computes what it computed 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxcompress.errors import PlanError
-from fxcompress.graph import CapturedModule, clone_graph, find_tensor, parameter_of, set_tensor
+from fxcompress.graph import CapturedModule, clone_graph, find_tensor, parameter_of
+from fxcompress.tensors import names_of, replace_tensor
 
 
 def finalize(module: CapturedModule) -> CapturedModule:
@@ -26,11 +27,12 @@ def finalize(module: CapturedModule) -> CapturedModule:
     if not through:
         return module
     new = clone_graph(module)
+    names = names_of(new)
     values = {name: _value(module, nodes) for name, nodes in through.items()}
     nodes = {node.name: node for node in new.graph.nodes}
     for name, calls in through.items():
         _refuse_other_readers(module, name, calls)
-        _store(new, name, values[name])
+        replace_tensor(new, names, name, values[name])
         for call in calls:
             twin = nodes[call.name]
             twin.replace_all_uses_with(twin.args[0])
@@ -77,21 +79,6 @@ def _refuse_other_readers(module: CapturedModule, name: str, calls: list[fx.Node
                 f"{name} is read in several ways (at {places}), so its reparametrisation cannot be "
                 "folded into one value; reparametrise every reader with the same module"
             )
-
-
-def _store(module: CapturedModule, name: str, value: Tensor) -> None:
-    """Put `value` in the place of a parameter or buffer, under every name it has."""
-    old = find_tensor(module, name)
-    if isinstance(old, nn.Parameter):
-        value = nn.Parameter(value, requires_grad=old.requires_grad)
-    tensors = [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
-    for other in [other for other, tensor in tensors if tensor is old]:
-        owner, _, leaf = other.rpartition(".")
-        transient = leaf in module.get_submodule(owner)._non_persistent_buffers_set
-        set_tensor(module, other, value, persistent=not transient)
 
 
 def _drop_if_empty(module: CapturedModule, name: str) -> None:

@@ -40,12 +40,6 @@ def test_letters_of_a_pattern() -> None:
     assert letters(pattern) == {"b", "g", "i", "*s"}
 
 
-def test_every_pattern_of_the_table_can_be_read() -> None:
-    for rule in RULES.values():
-        if isinstance(rule, NotationRule):
-            parse(rule.text)
-
-
 # ---- what a rule does
 
 
