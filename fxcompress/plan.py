@@ -57,7 +57,10 @@ class Project:
 
 @dataclass(frozen=True, eq=False)
 class Replace:
-    """`parameter` gets new values of the same shape; `mask` is True where they may be non-zero."""
+    """`parameter` gets new values of the same shape; `mask` is True where they may be non-zero.
+
+    Values are replaced before units are projected, so a plan may do both to one parameter.
+    """
 
     parameter: str
     value: Tensor
@@ -83,7 +86,7 @@ class Plan:
     """The edits of one pass, with what a person should know about them.
 
     Attributes:
-        edits: At most one `Project` for a group and one edit for a parameter.
+        edits: At most one `Project` for a group, and one other edit for a parameter.
         notes: Sentences for the report.
     """
 

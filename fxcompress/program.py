@@ -15,11 +15,12 @@ from fxcompress.cost import Cost, CostModel, cost_model
 from fxcompress.coupling import couple
 from fxcompress.explain import explain_groups, explain_path
 from fxcompress.finalize import finalize
-from fxcompress.graph import CapturedModule
+from fxcompress.graph import CapturedModule, clone_graph
 from fxcompress.groups import Analysis, ChannelGroup
 from fxcompress.plan import Plan
 from fxcompress.report import Report
 from fxcompress.task import Task
+from fxcompress.tensors import names_of, replace_tensor
 from fxcompress.writeback import write_back
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -86,6 +87,19 @@ class Program:
             KeyError: There is none.
         """
         return next(group for group in self.groups if group.name == name)
+
+    def with_values(self, values: Mapping[str, Tensor]) -> Program:
+        """The same program with other values, of the same shapes, for some parameters or buffers.
+
+        The analysis is shared, so groups of one are groups of the other.
+        """
+        module = clone_graph(self.module)
+        names = names_of(module)
+        for name, value in values.items():
+            replace_tensor(module, names, name, value)
+        new = replace(self, module=module)
+        new.__dict__["analysis"] = self.analysis
+        return new
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)

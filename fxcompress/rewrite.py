@@ -67,13 +67,13 @@ def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten
     check_plan(module, coupling, plan)
     new = clone_graph(module)
     names = names_of(new)
-    projects = [edit for edit in plan.edits if isinstance(edit, Project)]
-    kept, mixed = _project(new, names, coupling, projects) if projects else ({}, frozenset())
     for edit in plan.edits:
         if isinstance(edit, Replace):
             replace_tensor(new, names, edit.parameter, edit.value)
         elif isinstance(edit, Reparametrize):
             _reparametrize(new, edit)
+    projects = [edit for edit in plan.edits if isinstance(edit, Project)]
+    kept, mixed = _project(new, names, coupling, projects) if projects else ({}, frozenset())
     absorb_neutral_norms(new, [e.parameter for e in plan.edits if isinstance(e, Replace)])
     new.graph.lint()
     new.recompile()

@@ -30,7 +30,7 @@ def replace_tensor(module: nn.Module, names: Names, name: str, value: Tensor) ->
     """
     old = find_tensor(module, name)
     assert old is not None
-    new: Tensor = value.to(old.dtype)
+    new: Tensor = value.to(old.device, old.dtype)
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     for other in names[name]:

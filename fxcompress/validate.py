@@ -124,22 +124,25 @@ def _transposed(edit: Project) -> bool:
 
 
 def _check_overlap(module: CapturedModule, coupling: Coupling, plan: Plan) -> None:
-    """No tensor may be edited twice, under another name or as a whole and as part of a group."""
+    """No tensor may be edited twice, under another name or through a module made for the size that
+    a projection changes.
+    """
     names = names_of(module)
-    whole: dict[str, str] = {}
+    whole: dict[str, Replace | Reparametrize] = {}
     for edit in plan.edits:
         if not isinstance(edit, Project):
             for name in names[edit.parameter]:
                 if name in whole:
-                    raise PlanError(f"{edit.parameter} and {whole[name]} are one tensor; edit one")
-                whole[name] = edit.parameter
+                    other = whole[name].parameter
+                    raise PlanError(f"{edit.parameter} and {other} are one tensor; edit one")
+                whole[name] = edit
     groups = {edit.group.factor: edit.group for edit in plan.edits if isinstance(edit, Project)}
     for name in whole.keys() & coupling.parameters.keys():
         for factor in (leaf for expr in coupling.parameters[name] for leaf in leaves(expr)):
-            if factor in groups:
+            if factor in groups and isinstance(whole[name], Reparametrize):
                 raise PlanError(
-                    f"{whole[name]} is edited as a whole and as part of group "
-                    f"{groups[factor].name}; make two passes of it"
+                    f"{whole[name].parameter} is read through a new module and changes its size "
+                    f"with group {groups[factor].name}; make two passes of it"
                 )
 
 

@@ -6,15 +6,16 @@ Every structured method is a criterion and a reconstruction; the named passes ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fxcompress.budget import (
     Allocation,
+    Scope,
     Sizing,
     by_budget,
     by_ratio,
@@ -26,14 +27,18 @@ from fxcompress.budget.options import Recipe
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup
-from fxcompress.plan import Plan, Project
+from fxcompress.plan import Edit, Plan, Project, Replace
 from fxcompress.program import Program
 
 Scores = dict[ChannelGroup, Tensor]
 
 
 class Criterion(Protocol):
-    """Which units of a group matter."""
+    """Which units of a group matter.
+
+    It may have ``prepare(program, groups)``: called once for a plan with the groups in scope, it
+    gives what scores them instead, so that one pass over data serves all groups.
+    """
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         """Scores of shape (cells, units); the larger, the more a unit matters.
@@ -43,18 +48,24 @@ class Criterion(Protocol):
 
 
 class Reconstruction(Protocol):
-    """What becomes of a group when some of its units go."""
+    """What becomes of a group when some of its units go.
 
-    def project(self, program: Program, group: ChannelGroup, kept: Tensor) -> Project:
-        """The projection onto the units `kept`, ascending indices of shape (k,) or (cells, k)."""
+    It may have ``prepare``, as a `Criterion`; one object that is both is prepared once. What it
+    has as ``notes`` after the last group goes into the report.
+    """
+
+    def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
+        """The projection onto the units `kept`, ascending indices of shape (k,) or (cells, k), and
+        the values that are replaced before it.
+        """
 
 
 @dataclass(frozen=True, repr=False)
 class Selection(Recipe):
     """The units that stay are left as they are."""
 
-    def project(self, program: Program, group: ChannelGroup, kept: Tensor) -> Project:
-        return Project(group, kept)
+    def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
+        return (Project(group, kept),)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -90,44 +101,82 @@ class StructuredPass(Sizing):
         check_globs((*limits.include, *limits.exclude), names)
         if self.ratio == 0:
             return Plan(())
-        allocation, scores = self._allocate(program)
-        edits = []
+        scope = scope_of(program.groups, names, limits)
+        criterion, reconstruction = self._prepared(program, scope.groups)
+        allocation, scores = self._allocate(program, scope, criterion)
+        edits = _Edits(program, reconstruction)
         for group, width in allocation.widths.items():
             score = scores.get(group)
-            kept = best(self._score(program, group) if score is None else score, width)
-            edits.append(self.reconstruction.project(program, group, kept))
-        return Plan(tuple(edits), allocation.notes)
+            found = _score(criterion, program, group) if score is None else score
+            edits.add(group, best(found, width))
+        return Plan(edits.all, (*allocation.notes, *getattr(reconstruction, "notes", ())))
 
-    def _allocate(self, program: Program) -> tuple[Allocation, Scores]:
+    def _prepared(
+        self, program: Program, groups: Sequence[ChannelGroup]
+    ) -> tuple[Criterion, Reconstruction]:
+        """What the two make of the program before they look at groups one by one."""
+        made: dict[int, Any] = {}
+        for part in (self.criterion, self.reconstruction):
+            prepare = getattr(part, "prepare", None)
+            if id(part) not in made:
+                made[id(part)] = part if prepare is None else prepare(program, groups)
+        return made[id(self.criterion)], made[id(self.reconstruction)]
+
+    def _allocate(
+        self, program: Program, scope: Scope, criterion: Criterion
+    ) -> tuple[Allocation, Scores]:
         limits = self.limits
-        scope = scope_of(program.groups, names_of(program.module), limits)
         if self.budget is None:
             assert self.ratio is not None
             return by_ratio(scope, limits, self.ratio), {}
         scores = {}
         if self.budget.allocation == "global":
-            scores = {group: self._score(program, group) for group in scope.groups}
+            scores = {group: _score(criterion, program, group) for group in scope.groups}
         return by_budget(scope, limits, self.budget, program.cost, scores or None), scores
 
-    def _score(self, program: Program, group: ChannelGroup) -> Tensor:
-        score = self.criterion.score(program, group)
-        if score.shape != (group.cells, group.units):
-            raise PlanError(
-                f"{self.criterion!r} scored group {group.name} with shape {tuple(score.shape)}; "
-                f"it must be ({group.cells}, {group.units})"
-            )
-        if not bool(torch.isfinite(score).all()):
-            bad = _not_finite(program, group)
-            why = (
-                f"{', '.join(bad)} has entries that are not finite"
-                if bad
-                else "a criterion's fault"
-            )
-            raise PlanError(
-                f"group {group.name} has scores that are not finite ({self.criterion!r}): {why}; "
-                "mend the checkpoint, or leave the group out with exclude="
-            )
-        return score
+
+class _Edits:
+    """The edits of one group after another.
+
+    Groups meet in a layer that one produces and the other consumes, so each sees the values that
+    those before it left; a parameter is replaced once, by its last value.
+    """
+
+    def __init__(self, program: Program, reconstruction: Reconstruction) -> None:
+        self.program, self.reconstruction = program, reconstruction
+        self.values: dict[str, Replace] = {}
+        self.projects: list[Edit] = []
+
+    def add(self, group: ChannelGroup, kept: Tensor) -> None:
+        """Reconstruct one more group."""
+        edits = self.reconstruction.edits(self.program, group, kept)
+        values = {edit.parameter: edit for edit in edits if isinstance(edit, Replace)}
+        self.projects += [edit for edit in edits if not isinstance(edit, Replace)]
+        self.values |= values
+        if values:
+            self.program = self.program.with_values({n: e.value for n, e in values.items()})
+
+    @property
+    def all(self) -> tuple[Edit, ...]:
+        """Everything so far."""
+        return (*self.values.values(), *self.projects)
+
+
+def _score(criterion: Criterion, program: Program, group: ChannelGroup) -> Tensor:
+    score = criterion.score(program, group)
+    if score.shape != (group.cells, group.units):
+        raise PlanError(
+            f"{criterion!r} scored group {group.name} with shape {tuple(score.shape)}; "
+            f"it must be ({group.cells}, {group.units})"
+        )
+    if not bool(torch.isfinite(score).all()):
+        bad = _not_finite(program, group)
+        why = f"{', '.join(bad)} has entries that are not finite" if bad else "a criterion's fault"
+        raise PlanError(
+            f"group {group.name} has scores that are not finite ({criterion!r}): {why}; "
+            "mend the checkpoint, or leave the group out with exclude="
+        )
+    return score
 
 
 def best(score: Tensor, width: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes import Magnitude, MagnitudePruning, RandomPruning, StructuredPass, Uniform
 from fxcompress.passes.structured import best
-from fxcompress.plan import Plan, Project
+from fxcompress.plan import Edit, Plan, Project, Replace
 from fxcompress.program import Program
 from fxcompress.rules import Role
 from models import build
@@ -215,9 +217,9 @@ class ByPosition:
 class Doubled:
     """Producers twice as large, consumers half."""
 
-    def project(self, program: Program, group: ChannelGroup, kept: Tensor) -> Project:
+    def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
         select = torch.eye(group.units, dtype=torch.float64)[kept]
-        return Project(group, 2 * select, select.mT / 2)
+        return (Project(group, 2 * select, select.mT / 2),)
 
 
 def test_any_criterion_and_reconstruction_will_do() -> None:
@@ -235,6 +237,53 @@ def test_any_criterion_and_reconstruction_will_do() -> None:
         5,
         6,
     ]
+
+
+@dataclass(frozen=True)
+class Incremented:
+    """Adds one to every weight that holds the units, as a value that is replaced."""
+
+    def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
+        values = program.module.state_dict()
+        names = {site.parameter for site in group.sites}
+        return (*(Replace(name, values[name] + 1) for name in sorted(names)), Project(group, kept))
+
+
+def test_values_are_replaced_before_units_are_selected_one_group_after_another() -> None:
+    found = program("mlp")
+    one = StructuredPass(
+        ratio=0.5, criterion=ByPosition(), reconstruction=Incremented(), round_to=1
+    )
+    small = fx.apply(found, one)
+    assert small.report.checks[-1].kind == "zero-masked"
+    meetings = Counter(site.parameter for g in found.groups if not g.frozen for site in g.sites)
+    assert max(meetings.values()) == 2, "no layer belongs to two groups"
+    for name, value in (
+        fx.apply(found, StructuredPass(ratio=0.5, criterion=ByPosition(), round_to=1))
+        .module.state_dict()
+        .items()
+    ):
+        torch.testing.assert_close(small.module.state_dict()[name], value + meetings[name])
+
+
+class Counting:
+    """Scores by position, and counts how often it is prepared."""
+
+    def __init__(self) -> None:
+        self.prepared: list[int] = []
+
+    def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> ByPosition:
+        self.prepared.append(len(groups))
+        return ByPosition()
+
+    def score(self, program: Program, group: ChannelGroup) -> Tensor:
+        raise AssertionError("what was prepared scores")
+
+
+def test_a_criterion_is_prepared_once_for_all_groups() -> None:
+    found, criterion = program("mlp"), Counting()
+    StructuredPass(ratio=0.5, criterion=criterion).plan(found)
+    assert criterion.prepared == [sum(not group.frozen for group in found.groups)]
 
 
 # ---- recipes and refusals
