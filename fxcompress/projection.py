@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.axes import Axes, Concat, Expr, Factor, Product, leaves
+from fxcompress.places import along, cell_numbers, coordinates, occurrences
 
 
 @dataclass(frozen=True)
@@ -53,26 +54,6 @@ def size_of(expr: Expr, widths: Mapping[Factor, int]) -> int:
         return widths.get(expr, expr.size)
     sizes = [size_of(part, widths) for part in expr.parts]
     return prod(sizes) if isinstance(expr, Product) else sum(sizes)
-
-
-def coordinates(expr: Expr) -> dict[Factor, Tensor]:
-    """For each factor of `expr`, which of its indices stands at each place; -1 where none does."""
-    if isinstance(expr, Factor):
-        return {expr: torch.arange(expr.size)}
-    own = [coordinates(part) for part in expr.parts]
-    found: dict[Factor, Tensor] = {}
-    before = 1 if isinstance(expr, Product) else 0
-    for part, places in zip(expr.parts, own, strict=True):
-        for factor, index in places.items():
-            if isinstance(expr, Product):
-                after = expr.size // before // part.size
-                spread = index.repeat_interleave(after).repeat(before)
-            else:
-                spread = torch.full((expr.size,), -1)
-                spread[before : before + part.size] = index
-            found[factor] = torch.maximum(found[factor], spread) if factor in found else spread
-        before = before * part.size if isinstance(expr, Product) else before + part.size
-    return found
 
 
 def kept_indices(expr: Expr, choices: Choices) -> Tensor:
@@ -134,14 +115,6 @@ def _choice_at(
     return choice.value[cell_numbers(choice.over, outer)]
 
 
-def cell_numbers(over: Sequence[Factor], coordinates: Mapping[Factor, Tensor]) -> Tensor:
-    """The number of the cell at each place, from the indices of the factors it is over."""
-    number: Tensor = torch.zeros(1, dtype=torch.int64)
-    for factor in over:
-        number = number * factor.size + coordinates[factor]
-    return number
-
-
 def stays(axes: Axes, choices: Choices) -> Tensor | None:
     """A mask, broadcastable to a tensor of these axes, of the places that stay; None if all do."""
     masks: list[Tensor] = []
@@ -151,7 +124,7 @@ def stays(axes: Axes, choices: Choices) -> Tensor | None:
         if own:
             line = torch.zeros(expr.size, dtype=torch.bool)
             line[kept_indices(expr, own)] = True
-            masks.append(_along(line, dim, len(axes)))
+            masks.append(along(line, dim, len(axes)))
         masks += [
             _stays_cells(axes, dim, f, choices[f]) for f in present & choices.keys() - own.keys()
         ]
@@ -163,16 +136,12 @@ def _stays_cells(axes: Axes, dim: int, factor: Factor, choice: Choice) -> Tensor
     rank = len(axes)
     table = torch.zeros(*choice.value.shape[:-1], factor.size, dtype=torch.bool)
     table.scatter_(-1, choice.value, True)
-    index = _along(coordinates(axes[dim])[factor], dim, rank)
+    index = along(coordinates(axes[dim])[factor], dim, rank)
     places: dict[Factor, Tensor] = {}
     for other in choice.over:
         place = next(d for d, expr in enumerate(axes) if other in leaves(expr))
-        places[other] = _along(coordinates(axes[place])[other], place, rank).clamp(min=0)
+        places[other] = along(coordinates(axes[place])[other], place, rank).clamp(min=0)
     return table[cell_numbers(choice.over, places), index.clamp(min=0)] | (index < 0)
-
-
-def _along(values: Tensor, dim: int, rank: int) -> Tensor:
-    return values.reshape((1,) * dim + (-1,) + (1,) * (rank - dim - 1))
 
 
 def select(tensor: Tensor, axes: Axes, choices: Choices) -> Tensor:
@@ -236,44 +205,86 @@ def _transform_cells(tensor: Tensor, left: Axes, choice: Choice) -> Tensor:
     return rows.reshape(*lead, rows.shape[1], *tensor.shape[len(left) + 1 :])
 
 
-def unit_rows(tensor: Tensor, axes: Axes, factor: Factor, over: Sequence[Factor] = ()) -> Tensor:
+def unit_rows(
+    tensor: Tensor,
+    axes: Axes,
+    factor: Factor,
+    over: Sequence[Factor] = (),
+    dim: int | None = None,
+) -> Tensor:
     """All entries of `tensor` that belong to each unit, shape (cells, units, m).
 
     Where the factor occurs on several axes or in several parts of a concatenation, the entries of
-    all are side by side.
+    all are side by side. The cells may be numbered by factors of the same axis, as in
+    ``(heads head_dim)``, or of another one: of the weights ``(g o) i`` of a grouped convolution, of
+    an activation ``b heads positions head_dim``.
+
+    Args:
+        tensor: Any tensor.
+        axes: Its axes.
+        factor: The units.
+        over: The factors that number the cells.
+        dim: The only axis whose units count; None for all.
+
+    Raises:
+        ValueError: A factor of `over` is on no axis.
     """
-    cells = prod(other.size for other in over)
     pieces = []
-    for dim, expr in enumerate(axes):
-        at = coordinates(expr) if over else {}
-        for index in _occurrences(expr, factor):
-            places = torch.nonzero(index >= 0).flatten()
-            number = cell_numbers(over, {f: at[f][places] for f in over}).expand(len(places))
-            order = torch.argsort(number * factor.size + index[places], stable=True)
-            rows = tensor.movedim(dim, 0).reshape(expr.size, -1)
-            pieces.append(rows[places[order].to(tensor.device)].reshape(cells, factor.size, -1))
+    for place in range(len(axes)) if dim is None else (dim,):
+        dims = _cell_dims(axes, over, place) if factor in leaves(axes[place]) else ()
+        for index in occurrences(axes[place], factor):
+            pieces.append(_gathered(tensor, axes, (factor, index), over, dims))
     return torch.cat(pieces, 2)
 
 
-def _occurrences(expr: Expr, factor: Factor) -> list[Tensor]:
-    """For each time `factor` stands in `expr`, which index it has at each place; -1 for none.
+def _cell_dims(axes: Axes, over: Sequence[Factor], place: int) -> tuple[int, ...]:
+    """`place` and the other axes that number the cells: each factor on `place` if it can be."""
+    dims = [place]
+    for other in over:
+        holders = [dim for dim, expr in enumerate(axes) if other in leaves(expr)]
+        if not holders:
+            raise ValueError(f"cells are over {other}, which is on none of the axes {axes}")
+        dims.append(place if place in holders else holders[0])
+    return tuple(dict.fromkeys(dims))
 
-    Parts of a concatenation do not overlap, so their occurrences share one tensor.
-    """
-    if isinstance(expr, Factor):
-        return [torch.arange(expr.size)] if expr is factor else []
-    found: list[Tensor] = []
-    before = 1 if isinstance(expr, Product) else 0
-    for part in expr.parts:
-        own = _occurrences(part, factor)
-        if isinstance(expr, Product):
-            after = expr.size // before // part.size
-            found += [index.repeat_interleave(after).repeat(before) for index in own]
-            before *= part.size
-            continue
-        for number, index in enumerate(own):
-            if number == len(found):
-                found.append(torch.full((expr.size,), -1))
-            found[number][before : before + part.size] = index
-        before += part.size
-    return found
+
+def _gathered(
+    tensor: Tensor,
+    axes: Axes,
+    units: tuple[Factor, Tensor],
+    over: Sequence[Factor],
+    dims: tuple[int, ...],
+) -> Tensor:
+    """The entries of each unit, sorted by cell and unit; the axes `dims` tell which they are."""
+    factor, index = units
+    shape = [axes[dim].size for dim in dims]
+    unit = _spread(index, 0, shape)
+    at: dict[Factor, Tensor] = {}
+    for number, dim in reversed(list(enumerate(dims))) if over else ():
+        at |= {f: _spread(own, number, shape) for f, own in coordinates(axes[dim]).items()}
+    held = torch.stack([unit, *(at[other] for other in over)]).amin(0) >= 0
+    places = held.nonzero().flatten()
+    cell = cell_numbers(over, {f: at[f][places] for f in over}).expand(len(places))
+    order = torch.argsort(cell * factor.size + unit[places], stable=True)
+    rows = tensor.movedim(dims, tuple(range(len(dims)))).flatten(0, len(dims) - 1)
+    cells = prod(other.size for other in over)
+    return rows[places[order].to(tensor.device)].reshape(cells, factor.size, -1)
+
+
+def _spread(line: Tensor, number: int, shape: Sequence[int]) -> Tensor:
+    """The values along axis `number` at every place of a row-major array of this shape."""
+    return along(line, number, len(shape)).expand(*shape).reshape(-1)
+
+
+__all__ = [
+    "Choice",
+    "Choices",
+    "cell_numbers",
+    "coordinates",
+    "kept_indices",
+    "select",
+    "size_of",
+    "stays",
+    "transform",
+    "unit_rows",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -225,3 +226,40 @@ def test_transposing_the_tensor_does_not_change_the_rows(data: st.DataObject) ->
         norms = unit_rows(tensor, axes, factor).norm(dim=2)
         flipped = unit_rows(tensor.T, axes[::-1], factor).norm(dim=2)
         torch.testing.assert_close(norms, flipped)
+
+
+def test_unit_rows_of_cells_that_another_axis_numbers() -> None:
+    """A grouped convolution's inputs, and the heads of an activation."""
+    groups, outs, ins, rest = factors(3, 2, 4, 5)
+    tensor = torch.randn(6, 4, 5)
+    rows = unit_rows(tensor, (product((groups, outs)), ins, rest), ins, over=(groups,))
+    expected = tensor.reshape(3, 2, 4, 5).transpose(1, 2).flatten(2)
+    assert torch.equal(rows, expected)
+    heads, positions, dims = factors(3, 5, 4)
+    value = torch.randn(2, 3, 5, 4)
+    batch = factors(2)[0]
+    rows = unit_rows(value, (batch, heads, positions, dims), dims, over=(heads,))
+    assert torch.equal(rows.sort(-1).values, value.permute(1, 3, 0, 2).flatten(2).sort(-1).values)
+
+
+@given(data=st.data())
+def test_unit_rows_do_not_care_where_the_cells_are_numbered(data: st.DataObject) -> None:
+    """(h e d) on one axis, and the same entries with h, e and d on axes of their own."""
+    h, e, d = factors(2, 3, 4)
+    order = data.draw(st.permutations(range(3)))
+    tensor = torch.randn(2, 3, 4, dtype=torch.float64)
+    spread = tuple((h, e, d)[dim] for dim in order)
+    rows = unit_rows(tensor.permute(order), spread, d, over=(h, e))
+    assert torch.equal(rows, unit_rows(tensor.reshape(24), (product((h, e, d)),), d, over=(h, e)))
+
+
+def test_unit_rows_of_one_axis_only() -> None:
+    (a,) = factors(3)
+    tensor = torch.randn(3, 3)
+    assert torch.equal(unit_rows(tensor, (a, a), a, dim=1)[0], tensor.T)
+
+
+def test_cells_that_no_axis_numbers_are_refused() -> None:
+    heads, dims = factors(3, 4)
+    with pytest.raises(ValueError, match="on none of the axes"):
+        unit_rows(torch.randn(4), (dims,), dims, over=(heads,))
