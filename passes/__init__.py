@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from fxcompress.passes.fold_batchnorm import FoldBatchNorm
+from fxcompress.passes.fpgm import FPGMPruning, MedianDistance
+from fxcompress.passes.group_norm import CoupledNorm, GroupNormPruning
+from fxcompress.passes.lamp import LAMPPruning, LayerAdaptiveMagnitude
 from fxcompress.passes.magnitude import Magnitude, MagnitudePruning
 from fxcompress.passes.nm_sparsity import NMSparsity
 from fxcompress.passes.random import RandomPruning, Uniform
+from fxcompress.passes.slimming import BatchNormScale, SlimmingPruning
 from fxcompress.passes.structured import Criterion, Reconstruction, Selection, StructuredPass
 
 __all__ = [
+    "BatchNormScale",
+    "CoupledNorm",
     "Criterion",
+    "FPGMPruning",
     "FoldBatchNorm",
+    "GroupNormPruning",
+    "LAMPPruning",
+    "LayerAdaptiveMagnitude",
     "Magnitude",
     "MagnitudePruning",
+    "MedianDistance",
     "NMSparsity",
     "RandomPruning",
     "Reconstruction",
     "Selection",
+    "SlimmingPruning",
     "StructuredPass",
     "Uniform",
 ]

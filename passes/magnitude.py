@@ -9,18 +9,23 @@ import torch
 from torch import Tensor
 
 from fxcompress.budget import Recipe, Sizing
-from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup, Site
+from fxcompress.passes.scores import (
+    ROLES,
+    Aggregate,
+    Normaliser,
+    check_options,
+    combined,
+    entries_of,
+    members_of,
+    normalised,
+    one_of,
+)
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Plan
 from fxcompress.program import Program
-from fxcompress.projection import unit_rows
 from fxcompress.rules import Role
-
-Aggregate = Literal["mean", "sum", "max", "first"]
-Normaliser = Literal["mean", "max", "none"]
-ROLES = ("produce", "contract", "affine", "table")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -45,39 +50,23 @@ class Magnitude(Recipe):
     roles: tuple[Role, ...] = ("produce", "table")
 
     def __post_init__(self) -> None:
-        _one_of("p", self.p, (1, 2))
-        _one_of("aggregate", self.aggregate, ("mean", "sum", "max", "first"))
-        _one_of("normaliser", self.normaliser, ("mean", "max", "none"))
+        one_of("p", self.p, (1, 2))
+        check_options(self.aggregate, self.normaliser)
         object.__setattr__(self, "roles", tuple(self.roles))
         for role in self.roles:
-            _one_of("roles", role, ROLES)
+            one_of("roles", role, ROLES)
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
-        members = self._members(group)
-        if self.aggregate == "first":
-            members = members[:1]
-        each = torch.stack([self._power(program, group, site) for site in members])
-        return self._normalised(each.amax(0) if self.aggregate == "max" else self._reduced(each))
-
-    def _reduced(self, each: Tensor) -> Tensor:
-        return each.sum(0) if self.aggregate == "sum" else each.mean(0)
-
-    def _normalised(self, score: Tensor) -> Tensor:
-        if self.normaliser == "none":
-            return score
-        scale = score.mean() if self.normaliser == "mean" else score.max()
-        return score / scale if scale != 0 else score
-
-    def _members(self, group: ChannelGroup) -> list[Site]:
-        own = [site for site in group.sites if site.role in self.roles and not _is_bias(site)]
-        return own or list(group.sites)
+        members = members_of(group, self.roles) or group.sites
+        members = members[:1] if self.aggregate == "first" else members
+        each = [self._power(program, group, site) for site in members]
+        return normalised(combined(each, self.aggregate), self.normaliser)
 
     def _power(self, program: Program, group: ChannelGroup, site: Site) -> Tensor:
         tensor = find_tensor(program.module, site.parameter)
         assert tensor is not None
-        expr = program.analysis.axes(site.parameter)[site.dim]
         places = self._places(tensor.detach(), site.dim)
-        return unit_rows(places, (expr,), group.factor, group.over).sum(-1)
+        return entries_of(program, group, site, places).sum(-1)
 
     def _places(self, tensor: Tensor, dim: int) -> Tensor:
         """Σ|w|ᵖ over all axes but one, at each place of that."""
@@ -95,7 +84,8 @@ class MagnitudePruning(Sizing):
     Attributes:
         p: 1 or 2: sums of absolute values, or of squares.
         aggregate: How the layers of a group are combined: ``mean``, ``sum``, ``max``, ``first``.
-        normaliser: What makes groups comparable, for global budgets: ``mean``, ``max``, ``none``.
+        normaliser: What makes groups comparable, for global budgets: ``mean``, ``max``, ``sum``,
+            ``lamp``, ``zscore`` or ``none``.
         roles: Which axes count; see `Magnitude`.
         ratio: Share of units removed from every group, in [0, 1).
         budget: What must remain of the whole model instead.
@@ -117,13 +107,3 @@ class MagnitudePruning(Sizing):
 
     def plan(self, program: Program) -> Plan:
         return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)
-
-
-def _is_bias(site: Site) -> bool:
-    """A bias shifts the units and carries none of their signal."""
-    return site.role == "affine" and site.parameter.rpartition(".")[2] == "bias"
-
-
-def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise PlanError(f"{name}={value!r}; it is one of {', '.join(map(repr, choices))}")

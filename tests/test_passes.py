@@ -335,7 +335,7 @@ def test_scores_of_another_shape_are_refused() -> None:
     [
         ({"p": 3}, "p=3; it is one of 1, 2"),
         ({"aggregate": "median"}, "aggregate='median'"),
-        ({"normaliser": "sum"}, "normaliser='sum'"),
+        ({"normaliser": "median"}, "normaliser='median'"),
         ({"roles": ("produces",)}, "roles='produces'"),
     ],
 )

@@ -1,0 +1,122 @@
+"""What criteria share: the weights of a group's units by member, how members are combined, and
+what makes the scores of several groups comparable.
+
+A *member* is one axis of a parameter that holds the units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fxcompress.errors import PlanError
+from fxcompress.graph import find_tensor
+from fxcompress.groups import ChannelGroup, Site
+from fxcompress.program import Program
+from fxcompress.projection import unit_rows
+from fxcompress.rules import Role
+
+Aggregate = Literal["mean", "sum", "max", "first"]
+Normaliser = Literal["mean", "max", "sum", "lamp", "zscore", "none"]
+AGGREGATES: tuple[Aggregate, ...] = ("mean", "sum", "max", "first")
+NORMALISERS: tuple[Normaliser, ...] = ("mean", "max", "sum", "lamp", "zscore", "none")
+
+ROLES: tuple[Role, ...] = ("produce", "contract", "affine", "table")
+"""Roles in which an axis can be a member; statistics are measured and not learned."""
+
+
+def members_of(group: ChannelGroup, roles: Sequence[Role]) -> list[Site]:
+    """The axes that hold the units in one of `roles`, without biases: a bias shifts the units and
+    carries none of their signal.
+    """
+    return [site for site in group.sites if site.role in roles and not is_bias(site)]
+
+
+def is_bias(site: Site) -> bool:
+    """Whether a site is what a layer adds."""
+    return site.role == "affine" and site.parameter.rpartition(".")[2] == "bias"
+
+
+def weights_of(program: Program, group: ChannelGroup, site: Site) -> Tensor:
+    """The entries of every unit on one axis, shape (cells, units, m), in float64."""
+    value = find_tensor(program.module, site.parameter)
+    assert value is not None
+    return entries_of(program, group, site, value.detach().movedim(site.dim, 0))
+
+
+def entries_of(program: Program, group: ChannelGroup, site: Site, places: Tensor) -> Tensor:
+    """The same of any tensor whose first axis is that of the site: a gradient, or sums."""
+    expr = program.analysis.axes(site.parameter)[site.dim]
+    rows = places.flatten(1) if places.dim() > 1 else places
+    return unit_rows(rows, (expr,), group.factor, group.over).to(torch.float64)
+
+
+def combined(each: Sequence[Tensor], aggregate: Aggregate) -> Tensor:
+    """The scores of several members as one."""
+    if aggregate == "first":
+        return each[0]
+    together = torch.stack(tuple(each))
+    if aggregate == "max":
+        return together.amax(0)
+    return together.sum(0) if aggregate == "sum" else together.mean(0)
+
+
+def normalised(score: Tensor, normaliser: Normaliser) -> Tensor:
+    """Scores of one group, made comparable to those of others.
+
+    ``mean``, ``max`` and ``sum`` divide by it, ``zscore`` takes the mean away and divides by the
+    standard deviation, ``lamp`` is `lamp`. Scores that are all zero stay so.
+    """
+    if normaliser == "lamp":
+        return lamp(score)
+    if normaliser == "zscore":
+        spread = score.std(correction=0)
+        return (score - score.mean()) / spread if spread != 0 else score - score.mean()
+    if normaliser == "none":
+        return score
+    scale = _SCALES[normaliser](score)
+    return score / scale if scale != 0 else score
+
+
+def lamp(score: Tensor) -> Tensor:
+    """Each score over the sum of those that are not smaller, itself included; of equal ones the
+    first counts as the smaller.
+
+    With squared weights this is the layer-adaptive magnitude of Lee et al., 2021, eq. 4: the
+    largest gets 1, and the scale of a layer does not matter.
+
+    Args:
+        score: Not negative, of any shape; all entries are ranked together.
+    """
+    ordered, order = score.flatten().sort(stable=True)
+    above = ordered.flip(0).cumsum(0).flip(0)
+    share = torch.where(above > 0, ordered / above.clamp(min=torch.finfo(above.dtype).tiny), 0.0)
+    return torch.zeros_like(share).scatter_(0, order, share).reshape(score.shape)
+
+
+_SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "mean": torch.mean, "max": torch.max, "sum": torch.sum,
+}  # fmt: skip
+
+
+def one_of(name: str, value: object, choices: Sequence[object]) -> None:
+    """Refuse an option that is none of the choices.
+
+    Raises:
+        PlanError: With the choices.
+    """
+    if value not in choices:
+        raise PlanError(f"{name}={value!r}; it is one of {', '.join(map(repr, choices))}")
+
+
+def check_options(aggregate: Aggregate, normaliser: Normaliser) -> None:
+    """Refuse ways of combining and normalising that there are not.
+
+    Raises:
+        PlanError: With those that there are.
+    """
+    one_of("aggregate", aggregate, AGGREGATES)
+    one_of("normaliser", normaliser, NORMALISERS)
