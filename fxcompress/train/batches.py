@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ def call(module: nn.Module, task: Task, inputs: Any) -> Any:
     """Call the module on a batch's inputs as the task says."""
     if task.forward is not None:
         return task.forward(module, inputs)
+    if isinstance(inputs, Mapping):
+        return module(**inputs)
     return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
 
 
@@ -24,9 +26,21 @@ def batches_of(module: nn.Module, task: Task) -> Iterator[tuple[Any, Any]]:
     state = next(module.parameters(), None)
     device = torch.device("cpu") if state is None else state.device
     for batch in task.data:
-        moved = pytree.tree_map_only(Tensor, lambda value: value.to(device), batch)
-        pair = isinstance(moved, tuple | list) and len(moved) == 2
-        yield (moved[0], moved[1]) if pair else (moved, None)
+        yield _split(_moved(batch, device))
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    plain = dict(batch) if isinstance(batch, Mapping) else batch
+    return pytree.tree_map_only(Tensor, lambda value: value.to(device), plain)
+
+
+def _split(batch: Any) -> tuple[Any, Any]:
+    """Inputs and labels of a batch."""
+    if isinstance(batch, Mapping):
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return inputs, batch.get("labels")
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    return (batch[0], batch[1]) if pair else (batch, None)
 
 
 def size_of(inputs: Any) -> int:
@@ -34,3 +48,11 @@ def size_of(inputs: Any) -> int:
     found = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim)
     first = next(found, None)
     return 1 if first is None else first.shape[0]
+
+
+def head(batch: Any, start: int, stop: int) -> Any:
+    """The samples from `start` to `stop` of a batch's inputs or labels."""
+    size = size_of(batch)
+    return pytree.tree_map_only(
+        Tensor, lambda v: v[start:stop] if v.ndim and v.shape[0] == size else v, batch
+    )

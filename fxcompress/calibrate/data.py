@@ -1,0 +1,70 @@
+"""A program's data, checked: what is there, that it can be read again, and read to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+from fxcompress.errors import PlanError
+from fxcompress.program import Program
+from fxcompress.task import Task
+from fxcompress.train.batches import batches_of, head, size_of
+
+
+def require_data(program: Program, who: str, labels: bool = False) -> Task:
+    """The program's task, or an error that says what to pass.
+
+    Args:
+        program: Whose task.
+        who: The method that needs the data, for the message.
+        labels: Whether it needs a loss too (and labels in every batch).
+
+    Raises:
+        PlanError: There are no data, they can be read only once, or there is no loss.
+    """
+    task = program.task
+    if task is None:
+        wanted = "Task(batches of (inputs, labels), loss)" if labels else "batches of inputs"
+        raise PlanError(f"{who} looks at data and there are none; pass task={wanted} to compile")
+    if isinstance(task.data, Iterator):
+        raise PlanError(
+            f"{who} goes through the data more than once, and a {type(task.data).__name__} can be "
+            "gone through only once; pass a loader, or list(data)"
+        )
+    if labels and task.loss is None:
+        raise PlanError(f"{who} needs a loss; pass task=Task(data, loss=...) to compile")
+    return task
+
+
+def samples_of(
+    program: Program, who: str, labels: bool = False, limit: int | None = None
+) -> Iterator[tuple[Any, Any, int]]:
+    """Inputs, labels and size of every batch, on the device; at most `limit` samples in all.
+
+    Raises:
+        PlanError: As `require_data`; or there is no batch, labels are missing in one, or the data
+            end before their own length.
+    """
+    task = require_data(program, who, labels)
+    seen = number = 0
+    for number, (inputs, targets) in enumerate(batches_of(program.module, task), start=1):
+        if labels and targets is None:
+            raise PlanError(
+                f"{who} needs labels, and batch {number} of the data has none; "
+                "give batches of (inputs, labels)"
+            )
+        size = size_of(inputs)
+        if limit is not None and seen + size > limit:
+            size = limit - seen
+            inputs, targets = head(inputs, 0, size), head(targets, 0, size)
+        yield inputs, targets, size
+        seen += size
+        if seen == limit:
+            return
+    if not seen:
+        raise PlanError(f"{who} looks at data and the task's data are empty; give some batches")
+    if isinstance(task.data, Sized) and number < len(task.data):
+        raise PlanError(
+            f"the data of {who} end after {number} of {len(task.data)} batches; "
+            "mend the loader, or give it the length it has"
+        )

@@ -1,0 +1,204 @@
+"""Gradients of a task's loss, for parameters and at chosen nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.calibrate.data import require_data, samples_of
+from fxcompress.calibrate.observe import check_nodes, check_repeats, runner
+from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
+from fxcompress.errors import PlanError
+from fxcompress.graph import find_tensor, parameter_of
+from fxcompress.program import Program
+from fxcompress.task import Task
+from fxcompress.train.batches import call, head
+
+Tap = Callable[[Tensor, Tensor], None]
+Place = str | tuple[str, str]
+"""A node's name; or two, for the value of the first with the gradient at the second."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Means over samples, by parameter name.
+
+    Attributes:
+        mean: The gradient of the mean loss.
+        samples: How many samples the means are over.
+        square: The mean of the squared gradients of single samples (the diagonal of the empirical
+            Fisher information), where asked for.
+    """
+
+    mean: Mapping[str, Tensor]
+    samples: int
+    square: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def gradients(
+    program: Program,
+    parameters: Collection[str] | None = None,
+    taps: Mapping[Place, Tap] | None = None,
+    *,
+    squares: bool = False,
+    who: str = "a gradient method",
+    samples: int | None = None,
+) -> Gradients:
+    """Accumulate gradients of the task's loss over its data.
+
+    The loss is a mean over each batch; batches are weighted by their sizes, so that the result does
+    not depend on how the data are cut into batches. Sums are in float32, of float64 parameters in
+    float64. Neither the parameters nor their ``grad`` and ``requires_grad`` are touched.
+
+    Args:
+        program: Run in evaluation mode on its task's data; it is not changed.
+        parameters: Names of parameters; None for all that are floating.
+        taps: What to do with the value of a node and the gradient there, both of one batch. Each
+            sample's part of the gradient is that of its own loss (of the batch's mean loss times
+            the batch's size). Called in the backward pass; only these values are kept until then.
+        squares: Also squares of the gradients of single samples; samples are then run one by one.
+        who: The method that asks, for messages.
+        samples: How many samples at most; None for all.
+
+    Raises:
+        PlanError: There are no data, labels or loss, the loss is not a finite scalar that depends
+            on the parameters, or the program gives another output for the same batch.
+    """
+    task = require_data(program, who, labels=True)
+    recorder = _Recorder(program, parameters, dict(taps or {}), who)
+    seen = 0
+    for inputs, labels, size in samples_of(program, who, labels=True, limit=samples):
+        if not seen:
+            with torch.no_grad():
+                check_repeats(program, inputs, who)
+        step = 1 if squares else size
+        for start in range(0, size, step):
+            stop = start + step
+            recorder.add(task, head(inputs, start, stop), head(labels, start, stop), step, squares)
+        seen += size
+    mean = {name: total / seen for name, total in recorder.sums.items()}
+    return Gradients(mean, seen, {name: total / seen for name, total in recorder.squares.items()})
+
+
+class _Recorder:
+    """Runs batches on leaves of its own, which share the parameters' memory, and sums gradients."""
+
+    def __init__(
+        self,
+        program: Program,
+        parameters: Collection[str] | None,
+        taps: Mapping[Place, Tap],
+        who: str,
+    ) -> None:
+        self.who, self.program = who, program
+        self.leaves = _leaves(program, parameters, who)
+        self.places = [(*_pair(place), tap) for place, tap in taps.items()]
+        check_nodes(program, (name for pair in self.places for name in pair[:2]), who)
+        self.watched = {name for pair in self.places for name in pair[:2]}
+        self.written = _written(program.module.graph)
+        self.values: dict[str, Tensor] = {}
+        self.module = runner(program, self._visit)
+        self.sums = {n: torch.zeros_like(p, dtype=_wide(p)) for n, p in self.leaves.items()}
+        self.squares: dict[str, Tensor] = {}
+
+    def add(self, task: Task, inputs: Any, labels: Any, size: int, squares: bool) -> None:
+        """Run one batch forward and back."""
+        for leaf in self.leaves.values():
+            leaf.grad = None
+        self.values.clear()
+        with torch.enable_grad():
+            loss = self._loss(task, inputs, labels)
+            self.values.clear()
+            (loss * size).backward()
+        for name, leaf in self.leaves.items():
+            if leaf.grad is None:
+                continue
+            grad = leaf.grad.to(self.sums[name].dtype)
+            self.sums[name] += grad
+            if squares:
+                old = self.squares.setdefault(name, torch.zeros_like(grad))
+                old += grad.square()
+
+    def _loss(self, task: Task, inputs: Any, labels: Any) -> Tensor:
+        assert task.loss is not None
+        loss = task.loss(call(self.module, task, inputs), labels)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise PlanError(
+                f"{self.who} needs a loss that is one number, and the task's gives "
+                f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}; "
+                "take the mean over the batch"
+            )
+        if not bool(torch.isfinite(loss)):
+            raise PlanError(
+                f"{self.who}: the loss is {loss.item()} on a batch; look at the data, the loss and "
+                "the checkpoint: nothing can be learnt from it"
+            )
+        if not loss.requires_grad:
+            raise PlanError(
+                f"{self.who}: the loss depends on no parameter or node that was asked for; "
+                "it must be computed from the model's output, without detach() or item()"
+            )
+        return loss.reshape(())
+
+    def _visit(self, node: fx.Node, value: Any) -> Any:
+        if (name := parameter_of(node)) is not None:
+            return self.leaves.get(name, value.detach())
+        if node.name not in self.watched:
+            return None
+        if not value.requires_grad:
+            value = value.detach().requires_grad_()
+        kept = value.detach().clone() if node in self.written else value
+        self.values[node.name] = kept
+        for first, second, tap in self.places:
+            if second == node.name:
+                value.register_hook(_hook(self._value(first, second), tap))
+        return value.clone() if node in self.written else value
+
+    def _value(self, first: str, second: str) -> Tensor:
+        if first not in self.values:
+            raise PlanError(
+                f"{self.who} asks for the value of {first} with the gradient at {second}, "
+                "which is computed before it"
+            )
+        return self.values[first].detach()
+
+
+def _hook(value: Tensor, tap: Tap) -> Callable[[Tensor], None]:
+    def hook(grad: Tensor) -> None:
+        with torch.no_grad():
+            tap(value, grad)
+
+    return hook
+
+
+def _pair(place: Place) -> tuple[str, str]:
+    return (place, place) if isinstance(place, str) else place
+
+
+def _written(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose memory a later one writes to."""
+    classes = alias_classes(graph)
+    roots = {classes[source] for node in graph.nodes for source in mutated_inputs(node)}
+    return {node for node in graph.nodes if classes[node] in roots}
+
+
+def _leaves(program: Program, parameters: Collection[str] | None, who: str) -> dict[str, Tensor]:
+    """A leaf for each parameter that shares its memory and requires a gradient."""
+    known = dict(program.module.named_parameters())
+    wanted = known if parameters is None else parameters
+    found = {name: find_tensor(program.module, name) for name in wanted}
+    if bad := sorted(name for name, value in found.items() if value is None):
+        raise PlanError(f"{who} asks for gradients of {', '.join(bad)}: no parameter is called so")
+    return {
+        name: value.detach().requires_grad_()
+        for name, value in found.items()
+        if value is not None and value.is_floating_point()
+    }
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
