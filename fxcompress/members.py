@@ -45,6 +45,7 @@ class Norm:
     eps: float
     scale: Tensor
     shift: Tensor
+    node: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,7 @@ class Producer:
             rows span no space of signals.
         part: Which part of a fused weight it is.
         site: The axis of the weight that holds the units.
+        nodes: Names of the calls; a layer that is called several times has several.
     """
 
     weight: str
@@ -77,6 +79,7 @@ class Producer:
     filters: bool
     part: int
     site: Site
+    nodes: tuple[str, ...]
 
     def matrix(self, rows: Rows = "raw", bias: bool = True) -> Tensor:
         """The units as vectors.
@@ -130,7 +133,7 @@ def producers(program: Program, group: ChannelGroup) -> tuple[Producer, ...]:
         calls = _calls(program, site.parameter)
         if site.role in ("produce", "table") and calls and not _is_vector(program, site):
             pair = norms.get(site.parameter)
-            found.extend(_producers(program, group, site, calls[0], pair))
+            found.extend(_producers(program, group, site, calls, pair))
     return tuple(found)
 
 
@@ -150,18 +153,42 @@ def consumers(program: Program, group: ChannelGroup) -> tuple[Consumer, ...]:
     return tuple(found)
 
 
+def entries(
+    program: Program,
+    group: ChannelGroup,
+    producer: Producer,
+    name: str,
+    value: Tensor | None = None,
+) -> Tensor:
+    """What else a producer has for each of its units: gradients, or the vectors of its norm.
+
+    Args:
+        program: The program.
+        group: The group.
+        producer: One of its producers.
+        name: Its weight, its bias, or a tensor of its norm.
+        value: Of that shape, such as a gradient; None for its own. The result: (cells, units, m).
+    """
+    dim = producer.site.dim if name == producer.weight else 0
+    return _rows(program, group, name, dim, producer.part, value)
+
+
 def _is_vector(program: Program, site: Site) -> bool:
     """A bias or a scale is no linear map of the units' own."""
     return len(program.analysis.axes(site.parameter)) < 2
 
 
 def _producers(
-    program: Program, group: ChannelGroup, site: Site, call: fx.Node, pair: NormedMap | None
+    program: Program,
+    group: ChannelGroup,
+    site: Site,
+    calls: list[fx.Node],
+    pair: NormedMap | None,
 ) -> Iterator[Producer]:
-    bias = _bias(program, call)
+    bias = _bias(program, calls[0])
     held = program.analysis.axes(site.parameter)
     filters = (
-        bool(_carriers(program, call, group.factor))
+        bool(_carriers(program, calls[0], group.factor))
         and sum(group.factor in leaves(expr) for expr in held) == 1
         and site.role == "produce"
     )
@@ -178,6 +205,7 @@ def _producers(
             filters=filters,
             part=part,
             site=site,
+            nodes=tuple(call.name for call in calls),
         )
 
 
@@ -185,7 +213,8 @@ def _norm(program: Program, group: ChannelGroup, pair: NormedMap, part: int) -> 
     scale, shift = (
         _rows(program, group, pair.mean, 0, part, value) for value in pair.affine(program.module)
     )
-    return Norm(pair.scale, pair.shift, pair.mean, pair.variance, pair.eps, scale, shift)
+    names = (pair.scale, pair.shift, pair.mean, pair.variance)
+    return Norm(*names, pair.eps, scale, shift, pair.norm.name)
 
 
 def _normed(
@@ -270,6 +299,3 @@ def _bias(program: Program, call: fx.Node) -> str | None:
     """The parameter that a call adds as its bias."""
     name = parameter_of(arguments(call).get("bias")) if packet_of(call) else None
     return name if name in program.analysis.coupling.parameters else None
-
-
-__all__ = ["Consumer", "Norm", "Producer", "Rows", "consumers", "producers"]
