@@ -1,0 +1,276 @@
+"""The elimination in its modes, over one interface."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fxcompress.elimination.definition import Trail, authors, refit
+from fxcompress.elimination.lazy import Removals
+from fxcompress.elimination.pivoted import pivoted
+from fxcompress.elimination.scores import inverse, scores
+from fxcompress.errors import PlanError
+
+Rescoring = Literal["exact", "scaled", "static", "authors", "oneshot"]
+RESCORING: tuple[Rescoring, ...] = ("exact", "scaled", "static", "authors", "oneshot")
+SAFE = (0.05, 4.0)
+TIE = 1e-9
+"""Scores this close, relatively, are equal: the first unit goes. Rounding would choose else."""
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """n vectors, known by their Gram matrix K, and by their rows W (K = WWᵀ) where there are any.
+
+    Attributes:
+        gram: K, float64, shape (n, n).
+        rows: W, float64, shape (n, m), or None.
+    """
+
+    gram: Tensor
+    rows: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> Vectors:
+        """Vectors with coordinates, shape (n, m)."""
+        rows = rows.detach().double()
+        return cls(rows @ rows.T, rows)
+
+    @classmethod
+    def of_gram(cls, gram: Tensor) -> Vectors:
+        """Vectors of which only the products are known; positive semidefinite, shape (n, n)."""
+        return cls(gram.detach().double())
+
+    @property
+    def factor(self) -> Tensor:
+        """Rows with these products: the vectors' own, or a square root of K."""
+        if self.rows is not None:
+            return self.rows
+        values, vectors = torch.linalg.eigh(self.gram)
+        root: Tensor = vectors * values.clamp(min=0).sqrt()
+        return root
+
+
+@dataclass(frozen=True, eq=False)
+class Elimination:
+    """What went, in which order.
+
+    Attributes:
+        units: n.
+        order: The unit removed at each step, shape (r,).
+        distances: Its distance to the others then, shape (r,).
+        criteria: What was minimised: the distance times the unit's weight, shape (r,).
+        coefficients: Its coefficients on those left then, zero on those gone, shape (r, n).
+        clipped: How many factors of rows were clipped while scores followed them.
+    """
+
+    units: int
+    order: Tensor
+    distances: Tensor
+    criteria: Tensor
+    coefficients: Tensor = field(repr=False)
+    clipped: int = 0
+
+    def kept(self, steps: int | None = None) -> Tensor:
+        """The units left after that many steps, ascending."""
+        stay = torch.ones(self.units, dtype=torch.bool)
+        stay[self.order[:steps].cpu()] = False
+        return stay.nonzero().flatten()
+
+    @cached_property
+    def importance(self) -> Tensor:
+        """A score of each unit that sorts them in the order they go, shape (n,).
+
+        It is the running maximum of what was minimised, larger with every step; what never goes
+        scores more than all that does.
+        """
+        values = self.criteria.cummax(0).values.tolist() if len(self.criteria) else [0.0]
+        for step in range(1, len(values)):
+            values[step] = max(values[step], _next(values[step - 1]))
+        found = torch.full((self.units,), _next(values[-1]), dtype=torch.float64)
+        found[self.order.cpu()] = torch.tensor(values[: len(self.order)], dtype=torch.float64)
+        return found.to(self.order.device)
+
+    def factors(
+        self, share: float, steps: int | None = None, safe: bool = False
+    ) -> tuple[Tensor, int]:
+        """What rows are multiplied by when the removed ones are given back in part.
+
+        Args:
+            share: φ, the part: each removal multiplies row j by 1 + φ q_j (equations 6 to 8).
+            steps: How many removals count; None for all.
+            safe: Clip each factor to [0.05, 4].
+
+        Returns:
+            The products, shape (n,), and how many factors were clipped.
+        """
+        each = 1 + share * self.coefficients[:steps]
+        clipped = (each < SAFE[0]) | (each > SAFE[1]) if safe else torch.zeros(0)
+        return (each.clamp(*SAFE) if safe else each).prod(0), int(clipped.sum())
+
+
+def eliminate(
+    vectors: Vectors,
+    steps: int,
+    lam: float,
+    *,
+    rescoring: Rescoring = "static",
+    alpha: float = 0.0,
+    safe: bool = False,
+    weights: Tensor | None = None,
+    among: Tensor | None = None,
+) -> Elimination:
+    """Remove vectors one after another, each time the one the others reproduce best.
+
+    Args:
+        vectors: What to remove from.
+        steps: How many go, fewer than there are.
+        lam: The ridge λ of the combinations, absolute.
+        rescoring: What scores are computed from after a removal. ``static``: the vectors as they
+            were, one fast downdate each. ``exact``: as they are once the removed one is given back
+            by `alpha`, refitted at every step. ``scaled``: the same, but downdated (with a ridge
+            that follows the scales; equal to ``exact`` at λ = 0). ``authors``: what the authors'
+            programs do: coefficients solved once. ``oneshot``: the first scores, all at once.
+        alpha: The share of a removed vector that goes into the others, as in equation 6.
+        safe: Clip the factors of rows to [0.05, 4] on the way.
+        weights: What distances are multiplied by before they are compared, shape (n,).
+        among: Mask of the vectors that may go, shape (n,); None for all.
+
+    Raises:
+        PlanError: Too many steps, or λ = 0 with vectors that depend on each other.
+    """
+    n = len(vectors.gram)
+    candidates = n if among is None else int(among.sum())
+    if not 0 <= steps < max(n, 1) or steps > candidates:
+        raise PlanError(
+            f"{steps} of {n} units cannot go ({candidates} may): at least one must stay"
+        )
+    if rescoring not in RESCORING:
+        raise PlanError(f"rescoring={rescoring!r}; it is one of {', '.join(map(repr, RESCORING))}")
+    run = _Run(vectors, steps, lam, alpha, safe, weights, among)
+    if rescoring == "oneshot":
+        return run.oneshot()
+    if rescoring == "authors":
+        return run.done(authors(vectors.factor, steps, lam, run.scale, run.choose))
+    if rescoring == "exact" and alpha != 0 and lam != 0:
+        return run.done(refit(vectors.factor, steps, lam, run.scale, run.choose))
+    if lam == 0 and alpha == 0 and weights is None and among is None and _on_cpu(vectors):
+        return run.done(pivoted(inverse(vectors.gram, 0.0), steps))
+    return run.done(run.lazy(follow=rescoring != "static" and alpha != 0))
+
+
+def _on_cpu(vectors: Vectors) -> bool:
+    return vectors.gram.device.type == "cpu"
+
+
+def _next(value: float) -> float:
+    return math.nextafter(value, math.inf)
+
+
+@dataclass(eq=False)
+class _Run:
+    """One elimination: what it is told, and how many factors it clipped."""
+
+    vectors: Vectors
+    steps: int
+    lam: float
+    alpha: float
+    safe: bool
+    weights: Tensor | None
+    among: Tensor | None
+    clipped: int = 0
+
+    def scale(self, coefficients: Tensor) -> Tensor:
+        """What the rows are multiplied by when a row with these coefficients goes."""
+        factors = 1 + self.alpha * coefficients
+        if not self.safe:
+            return factors
+        bounded = factors.clamp(*SAFE)
+        self.clipped += int((bounded != factors).sum())
+        return bounded
+
+    def choose(self, distances: Tensor) -> int:
+        """The first of the rows with the smallest weighted distance."""
+        criteria = distances if self.weights is None else distances * self.weights
+        criteria = criteria.nan_to_num(0, torch.inf)  # weight 0 of a row that is gone
+        gone = ~torch.isfinite(distances)
+        if self.among is not None:
+            gone = gone | ~self.among
+        criteria = criteria.masked_fill(gone, torch.inf)
+        return int((criteria <= criteria.min() * (1 + TIE)).byte().argmax())
+
+    def done(self, trail: Trail) -> Elimination:
+        order = torch.tensor(trail.order, dtype=torch.int64, device=trail.distances.device)
+        weights = 1 if self.weights is None else self.weights[order]
+        return Elimination(
+            units=len(self.vectors.gram),
+            order=order,
+            distances=trail.distances,
+            criteria=trail.distances * weights,
+            coefficients=trail.coefficients,
+            clipped=self.clipped,
+        )
+
+    def oneshot(self) -> Elimination:
+        """The smallest scores of the first step; each row's coefficients on all others."""
+        first = scores(self.vectors.factor, self.lam)
+        criteria = first.distances if self.weights is None else first.distances * self.weights
+        if self.among is not None:
+            criteria = criteria.masked_fill(~self.among, torch.inf)
+        order = criteria.argsort(stable=True)[: self.steps]
+        coefficients = first.coefficients[order]
+        coefficients[:, order] = 0
+        return self.done(Trail(order.tolist(), first.distances[order], coefficients))
+
+    def lazy(self, follow: bool) -> Trail:
+        """Downdates; `follow` keeps scores in step with the scaled rows diag(u)W, where
+        d ← u_i d_i and q_ij ← q_ij u_i / u_j.
+        """
+        state = Removals(*self._matrices())
+        n = len(self.vectors.gram)
+        u = state.diagonals[0].new_ones(n)
+        order: list[int] = []
+        distances, coefficients = u.new_empty(self.steps), u.new_zeros(self.steps, n)
+        for step in range(self.steps):
+            near = u.new_full((n,), torch.inf)
+            near[state.units] = state.squares.sqrt()
+            near = near * u
+            unit = self.choose(near)
+            place = state.place(unit)
+            found = state.remove(place)
+            held = state.units
+            if follow:
+                found = found * u[unit] / u[held]
+                u[held] = u[held] * self.scale(found)
+            distances[step] = near[unit]
+            coefficients[step, held] = found
+            order.append(unit)
+            if state.full:
+                state.carry_out()
+        return Trail(order, distances, coefficients)
+
+    def _matrices(self) -> tuple[Tensor, Tensor | None]:
+        """The inverse g, and F = gKg."""
+        lam, rows = self.lam, self.vectors.rows
+        g = inverse(self.vectors.gram, lam)
+        if lam == 0:
+            return g, None
+        if float(g.diagonal().max()) * lam < 0.5:
+            return g, g - lam * (g @ g)
+        if rows is not None:
+            near = g @ rows if len(rows) <= rows.shape[1] else _dual_rows(rows, lam)
+            return g, near @ near.T
+        values, vectors = torch.linalg.eigh(self.vectors.gram)
+        values = values.clamp(min=0)
+        left = vectors * (values.sqrt() / (values + lam))
+        return g, left @ left.T
+
+
+def _dual_rows(rows: Tensor, lam: float) -> Tensor:
+    """Rows of gW = W(WᵀW + λI)⁻¹."""
+    return rows @ inverse(rows.T @ rows, lam)
