@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from fxcompress.members import consumers
 from fxcompress.program import Program
 from fxcompress.task import Task, as_task
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64, the same sums in another order
+# float64, the same sums in another order
+close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
 
 
 def data(count: int, *shape: int, classes: int = 4, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -55,7 +57,7 @@ def test_observed_values_are_those_of_the_model_in_evaluation() -> None:
     assert count == 8
     assert found.module.training
     found.module.eval()
-    torch.testing.assert_close(torch.cat(seen), found.module(whole(found)[0]), **EXACT)
+    close(torch.cat(seen), found.module(whole(found)[0]))
 
 
 def test_a_number_of_samples_cuts_the_last_batch() -> None:
@@ -111,7 +113,7 @@ def test_gradients_are_those_of_the_whole_data_at_once(name: str) -> None:
     assert all(parameter.grad is None for parameter in found.module.parameters())
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None
-        torch.testing.assert_close(result.mean[key], parameter.grad, **EXACT)
+        close(result.mean[key], parameter.grad)
 
 
 def test_gradients_leave_the_user_s_parameters_alone() -> None:
@@ -142,9 +144,9 @@ def test_squares_are_of_the_gradients_of_single_samples() -> None:
     result = gradients(found, squares=True)
 
     for key, square in total.items():
-        torch.testing.assert_close(result.square[key], square, **EXACT)
+        close(result.square[key], square)
     plain = gradients(found)
-    torch.testing.assert_close(result.mean["head.weight"], plain.mean["head.weight"], **EXACT)
+    close(result.mean["head.weight"], plain.mean["head.weight"])
 
 
 @pytest.mark.parametrize("name", ["conv_chain", "projected_residual"])
@@ -168,7 +170,7 @@ def test_a_tap_gets_the_value_and_its_gradient_also_before_it_is_overwritten(nam
     for key, weight in pairs.items():
         parameter = by_node[weight]
         inner = (result.mean[parameter] * found.module.get_parameter(parameter)).sum()
-        torch.testing.assert_close(sums[key] / result.samples, inner, **EXACT)
+        close(sums[key] / result.samples, inner)
 
 
 def test_taps_work_where_no_parameter_is_asked_for() -> None:
@@ -196,9 +198,7 @@ def test_moments_do_not_depend_on_how_the_data_are_cut_or_ordered(name: str) -> 
 
     for group in groups:
         for part in ("gram", "mean", "variance", "covariance"):
-            torch.testing.assert_close(
-                getattr(first[group], part), getattr(second[again.group(group.name)], part), **EXACT
-            )
+            close(getattr(first[group], part), getattr(second[again.group(group.name)], part))
 
 
 def test_every_position_of_a_map_is_a_sample() -> None:
@@ -211,10 +211,10 @@ def test_every_position_of_a_map_is_a_sample() -> None:
     result = moments(found, [group])[group]
 
     assert result.count == rows.shape[1] == 8 * 8 * 6
-    torch.testing.assert_close(result.gram[0], rows @ rows.T / result.count, **EXACT)
-    torch.testing.assert_close(result.mean[0], rows.mean(1), **EXACT)
-    torch.testing.assert_close(result.variance[0], rows.var(1), **EXACT)
-    torch.testing.assert_close(result.covariance[0], rows.cov(correction=0), **EXACT)
+    close(result.gram[0], rows @ rows.T / result.count)
+    close(result.mean[0], rows.mean(1))
+    close(result.variance[0], rows.var(1))
+    close(result.covariance[0], rows.cov(correction=0))
 
 
 def test_positions_of_a_flattened_map_are_samples_and_places() -> None:
@@ -228,13 +228,13 @@ def test_positions_of_a_flattened_map_are_samples_and_places() -> None:
     result = moments(found, [group])[group]
     places = moments(found, [group], gram="places")[group]
 
-    torch.testing.assert_close(result.gram[0], rows @ rows.T / 48, **EXACT)
+    close(result.gram[0], rows @ rows.T / 48)
     assert result.features is not None
-    torch.testing.assert_close(result.features.mean[0], value.mean(0), **EXACT)
-    torch.testing.assert_close(result.features.variance[0], value.var(0), **EXACT)
+    close(result.features.mean[0], value.mean(0))
+    close(result.features.variance[0], value.var(0))
     flat = value.flatten(1)
-    torch.testing.assert_close(places.gram[0], flat.T @ flat / 8, **EXACT)
-    torch.testing.assert_close(places.variance[0], flat.var(0), **EXACT)
+    close(places.gram[0], flat.T @ flat / 8)
+    close(places.variance[0], flat.var(0))
 
 
 @pytest.mark.parametrize("name", ["mlp", "fused_attention", "rotary_grouped_attention"])
@@ -256,7 +256,7 @@ def test_the_columns_of_a_consumer_stand_as_its_inputs_do(name: str) -> None:
             assert columns.shape[:3] == value.shape[:3]
             out = torch.einsum("cupo,cups->so", columns, value)
             expected = F.linear(kept[one.value], weight).flatten(0, -2)
-            torch.testing.assert_close(out, expected, **EXACT)
+            close(out, expected)
             checked += 1
     assert checked
 

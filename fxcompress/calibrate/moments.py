@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -16,7 +16,10 @@ from fxcompress.groups import ChannelGroup
 from fxcompress.members import consumers
 from fxcompress.program import Program
 
-Grams = Literal["units", "places", "none"]
+Grams = Literal["units", "places", "cells", "none"]
+"""Of what there is a Gram matrix: units of each cell with their places as samples, places of units
+of each cell, places of units of all cells together, or nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,12 @@ class Moments:
     moments of every one alone.
 
     Attributes:
-        gram: Σ h hᵀ / N of shape (cells, n, n), with n units, or n units·places where places were
-            asked for (a unit's places side by side); not centred. Empty where none was asked for.
-        mean: Σ h / N of shape (cells, n).
-        variance: Unbiased, of shape (cells, n).
+        gram: Σ h hᵀ / N of shape (cells, n, n), not centred, with n units; n = units·places where
+            places were asked for (a unit's places side by side), and (1, n, n) with n =
+            cells·units·places where cells were. Empty where none was asked for, or where the values
+            of a group do not have the same places.
+        mean: Σ h / N of the same, shape (cells, n).
+        variance: Unbiased, shape (cells, n).
         count: N: samples, positions, and places of a unit where those are pooled.
         features: Moments of single inputs of the consumer; of a group with several values the
             features of each are in `each`.
@@ -78,7 +83,7 @@ def moments(
     program: Program,
     groups: Iterable[ChannelGroup],
     *,
-    gram: Grams = "units",
+    gram: Grams | Callable[[ChannelGroup], Grams] = "units",
     who: str = "calibration",
     samples: int | None = None,
 ) -> dict[ChannelGroup, Moments]:
@@ -86,12 +91,12 @@ def moments(
 
     A unit's signal is taken where a consumer reads it: after every activation, norm, pooling and
     depthwise layer. Positions of a map are samples, and so are a unit's places on its own axis
-    unless ``gram="places"``.
+    unless ``gram="places"`` or ``"cells"``.
 
     Args:
         program: Run in evaluation mode on its task's data; it is not changed.
         groups: Whose moments; a group that no layer consumes (queries and keys) is refused.
-        gram: Over units, over their places, or none.
+        gram: Over what; or a function that tells for each group.
         who: The method that asks, for messages.
         samples: How many samples at most; None for all.
 
@@ -107,7 +112,8 @@ def moments(
                 f"{who}: no layer reads group {group.name} ({group.kind}), so its units have no "
                 "moments there; leave it out with exclude=, or prune it by a method without data"
             )
-        owned[group] = {name: _Sum(program, group, name, gram, who) for name in names}
+        kind = gram(group) if callable(gram) else gram
+        owned[group] = {name: _Sum(program, group, name, kind, who) for name in names}
         for name, one in owned[group].items():
             sums.setdefault(name, []).append(one)
     taps = {name: _tap(own) for name, own in sums.items()}
@@ -146,33 +152,42 @@ class _Sum:
         self.first = self.first.to(wide) + wide.sum(3)
         self.second = self.second.to(wide) + wide.square().sum(3)
         if self.kind != "none":
-            rows = wide.flatten(2) if self.kind == "units" else wide.flatten(1, 2)
+            rows = self._lined(wide).to(wide)
             self.gram = self.gram.to(wide) + rows @ rows.mT
+
+    def _lined(self, entries: Tensor) -> Tensor:
+        """Entries (cells, units, places, …) as those of the matrix's rows."""
+        if self.kind == "cells":
+            return entries.flatten(0, 2).unsqueeze(0)
+        return entries.flatten(1, 2) if self.kind == "places" else entries.flatten(2)
+
+    def vectors(self) -> tuple[Tensor, Tensor, int]:
+        """Sums and sums of squares along the matrix's rows, and over how many samples."""
+        if self.kind in ("places", "cells"):
+            return self._lined(self.first), self._lined(self.second), self.count
+        return self.first.sum(2), self.second.sum(2), self.count * self.first.shape[2]
 
     @property
     def features(self) -> Features:
+        """Moments of single inputs."""
         return Features(self.first / self.count, self.second / self.count, self.count)
 
 
 def _pooled(sums: Mapping[str, _Sum]) -> Moments:
     each = {name: _moments([one]) for name, one in sums.items()}
-    whole = _moments(list(sums.values()))
-    return Moments(whole.gram, whole.mean, whole.variance, whole.count, whole.features, each)
+    own = list(sums.values())
+    alike = all(one.first.shape[2] == own[0].first.shape[2] for one in own)
+    if alike or own[0].kind in ("units", "none"):
+        return replace(_moments(own), each=each)
+    none = torch.zeros(0)
+    return Moments(none, none, none, sum(one.count for one in own), None, each)
 
 
 def _moments(sums: list[_Sum]) -> Moments:
     """The moments over the values of several nodes together."""
-    pooled = sums[0].kind != "places"
-    count = sum(one.count * (one.first.shape[2] if pooled else 1) for one in sums)
-    first, second = (
-        sum((_lined(one, part, pooled) for one in sums), torch.zeros(())) / count
-        for part in ("first", "second")
-    )
-    gram = sum((one.gram for one in sums), torch.zeros(())) / count
-    spread = Features(first, second, count).variance
-    return Moments(gram, first, spread, count, sums[0].features if len(sums) == 1 else None)
-
-
-def _lined(one: _Sum, part: str, pooled: bool) -> Tensor:
-    value: Tensor = getattr(one, part)
-    return value.sum(2) if pooled else value.flatten(1)
+    firsts, seconds, counts = zip(*(one.vectors() for one in sums), strict=True)
+    count = sum(counts)
+    mean, square = torch.stack(firsts).sum(0) / count, torch.stack(seconds).sum(0) / count
+    gram = torch.stack([one.gram for one in sums]).sum(0) / count
+    variance = Features(mean, square, count).variance
+    return Moments(gram, mean, variance, count, sums[0].features if len(sums) == 1 else None)
