@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fxcompress.passes.fold_batchnorm import FoldBatchNorm
+from fxcompress.passes.folding import Folding
 from fxcompress.passes.fpgm import FPGMPruning, MedianDistance
 from fxcompress.passes.group_norm import CoupledNorm, GroupNormPruning
 from fxcompress.passes.lamp import LAMPPruning, LayerAdaptiveMagnitude
@@ -11,6 +12,7 @@ from fxcompress.passes.nm_sparsity import NMSparsity
 from fxcompress.passes.random import RandomPruning, Uniform
 from fxcompress.passes.slimming import BatchNormScale, SlimmingPruning
 from fxcompress.passes.structured import Criterion, Reconstruction, Selection, StructuredPass
+from fxcompress.passes.torch_pruning import TorchPruning, TorchPruningPass
 
 __all__ = [
     "BatchNormScale",
@@ -18,6 +20,7 @@ __all__ = [
     "Criterion",
     "FPGMPruning",
     "FoldBatchNorm",
+    "Folding",
     "GroupNormPruning",
     "LAMPPruning",
     "LayerAdaptiveMagnitude",
@@ -30,5 +33,7 @@ __all__ = [
     "Selection",
     "SlimmingPruning",
     "StructuredPass",
+    "TorchPruning",
+    "TorchPruningPass",
     "Uniform",
 ]
