@@ -34,6 +34,7 @@ def compile(
     task: Task | None = None,
     dynamic: DynamicSpec = "batch",
     pin: Collection[str] = (),
+    probe: bool = False,
     verify: bool = True,
     seed: int = 0,
     on_progress: Progress | None = None,
@@ -53,6 +54,8 @@ def compile(
         dynamic: ``"batch"`` leaves the batch axis free; None fixes every size; a mapping frees
             what it names.
         pin: Globs of parameter or node names whose sizes must not change, e.g. ``["fc.weight"]``.
+        probe: Find out by experiment what operators without an axis rule do, instead of freezing
+            the channels that touch them; see `fxcompress.probe`.
         verify: Compare with a reference after every pass, on the example inputs.
         seed: Seed for passes that draw.
         on_progress: Called with a line of text before each stage.
@@ -89,6 +92,7 @@ def compile(
         task=task,
         seed=seed,
         pin=tuple(pin),
+        probe=probe,
     )
     tell("analyse")
     check_pins(program.module, program.pin)
@@ -171,6 +175,7 @@ def _first_report(program: Program, source: str) -> Report:
         ),
         frozen=tuple(FrozenGroup(g.name, g.frozen, g.units) for g in program.groups if g.frozen),
         unknown=coupling.unknown,
+        probed=coupling.probed,
         dynamic=tuple(program.dynamic),
         static="the model fixes the size of an input" if fixed else None,
     )

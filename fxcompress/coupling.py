@@ -17,7 +17,9 @@ from fxcompress.axes import Axes, Factor
 from fxcompress.errors import PlanError
 from fxcompress.facts import Coupling, settle
 from fxcompress.graph import CapturedModule, is_tensor, parameter_of, shape_of
+from fxcompress.probe import Prober
 from fxcompress.rules import Context, rule_for
+from fxcompress.rules.context import Rule
 from fxcompress.rules.create import unknown
 from fxcompress.rules.pointwise import pointwise
 from fxcompress.rules.registry import is_pointwise
@@ -26,18 +28,20 @@ from fxcompress.tensors import names_of
 __all__ = ["Coupling", "couple"]
 
 
-def couple(module: CapturedModule, pin: Collection[str] = ()) -> Coupling:
+def couple(module: CapturedModule, pin: Collection[str] = (), *, probe: bool = False) -> Coupling:
     """Read the whole graph once and settle what was found.
 
     Args:
         module: A captured and canonicalised module. It is not changed.
         pin: Globs of parameter or node names whose sizes must not change; see `check_pins`.
+        probe: Find out by experiment what ops without a rule do; see `fxcompress.probe`.
     """
     ctx = Context(module)
     labels: dict[Factor, tuple[str, int]] = {}
     parameters: dict[str, Axes] = {}
+    otherwise: Rule = Prober() if probe else unknown
     for node in module.graph.nodes:
-        _visit(ctx, node, parameters, labels)
+        _visit(ctx, node, parameters, labels, otherwise)
     called = _called(module) if pin else {}
     for pattern in pin:
         for node in (node for node in ctx.axes if _fits(pattern, called[node])):
@@ -81,7 +85,11 @@ def _tensors(ctx: Context, node: fx.Node) -> tuple[Axes, ...]:
 
 
 def _visit(
-    ctx: Context, node: fx.Node, parameters: dict[str, Axes], labels: dict[Factor, tuple[str, int]]
+    ctx: Context,
+    node: fx.Node,
+    parameters: dict[str, Axes],
+    labels: dict[Factor, tuple[str, int]],
+    otherwise: Rule,
 ) -> None:
     if node.op == "placeholder":
         if is_tensor(node):
@@ -100,7 +108,7 @@ def _visit(
     elif node.op == "call_module":
         _reparametrized(ctx, node)
     else:
-        _call(ctx, node)
+        _call(ctx, node, otherwise)
 
 
 def _reparametrized(ctx: Context, node: fx.Node) -> None:
@@ -124,14 +132,14 @@ def _parameter(
     return axes
 
 
-def _call(ctx: Context, node: fx.Node) -> None:
+def _call(ctx: Context, node: fx.Node, otherwise: Rule) -> None:
     operands = [operand for operand in node.all_input_nodes if operand in ctx.axes]
     rule = rule_for(node) or (pointwise if is_pointwise(node) else None)
     if rule is None and not operands and not is_tensor(node):
         return
     if not is_tensor(node) and not isinstance(node.meta.get("val"), (tuple, list)):
         return  # a number: the size of something
-    ctx.axes[node] = _checked(ctx, node, (rule or unknown)(ctx, node))
+    ctx.axes[node] = _checked(ctx, node, (rule or otherwise)(ctx, node))
     sources = [ctx.sources.get(operand) for operand in operands]
     if sources and all(sources):
         ctx.sources[node] = frozenset().union(*(source for source in sources if source))

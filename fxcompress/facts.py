@@ -41,6 +41,7 @@ class Coupling:
         edges: Which factors were tied or refined, and by which node.
         labels: The parameter axis that a factor started as, as (parameter, dim).
         unknown: Ops without a rule, with the nodes that use them.
+        probed: Ops without a rule of which experiments told the axes, with the nodes.
         calls: What each node calls, by node name.
         companions: For each factor, the factors it never appears without.
     """
@@ -59,6 +60,7 @@ class Coupling:
     edges: tuple[Edge, ...]
     labels: Mapping[Factor, tuple[str, int]]
     unknown: Mapping[str, tuple[str, ...]]
+    probed: Mapping[str, tuple[str, ...]]
     calls: Mapping[str, str]
     companions: Mapping[Factor, frozenset[Factor]] = field(repr=False)
 
@@ -111,6 +113,7 @@ def settle(
         edges=tuple(space.edges),
         labels=dict(labels),
         unknown={name: tuple(nodes) for name, nodes in ctx.unknown.items()},
+        probed={name: tuple(nodes) for name, nodes in ctx.probed.items()},
         calls={node.name: _call(node) for node in ctx.axes},
         companions=_companions(axes.values(), own.values()),
     )

@@ -45,6 +45,7 @@ class Program:
         task: Data, loss and metric, for passes that need them.
         seed: Seed for everything random.
         pin: Globs of parameter or node names whose sizes must not change.
+        probe: Whether ops without an axis rule are probed; see `fxcompress.probe`.
         history: The ``repr`` of every pass, in order: the recipe.
         report: Sizes, groups and proofs, before and after.
         kept: For parameters and buffers of which units were only selected: on each axis the
@@ -60,6 +61,7 @@ class Program:
     task: Task | None = None
     seed: int = 0
     pin: tuple[str, ...] = ()
+    probe: bool = False
     history: tuple[str, ...] = ()
     report: Report = field(default_factory=Report)
     kept: Mapping[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
@@ -68,7 +70,7 @@ class Program:
     @cached_property
     def analysis(self) -> Analysis:
         """Axes, coupling and groups of the module, made when first asked for."""
-        return Analysis(couple(self.module, self.pin))
+        return Analysis(couple(self.module, self.pin, probe=self.probe))
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -146,6 +148,7 @@ class Program:
             "single": self.single,
             "seed": self.seed,
             "pin": list(self.pin),
+            "probe": self.probe,
             "history": list(self.history),
             "report": final.report.to_dict(),
             "mixed": sorted(self.mixed),
@@ -171,6 +174,7 @@ def load(path: str | Path) -> Program:
         single=manifest["single"],
         seed=manifest["seed"],
         pin=tuple(manifest["pin"]),
+        probe=manifest.get("probe", False),
         history=tuple(manifest["history"]),
         report=Report.from_dict(manifest["report"]),
         mixed=frozenset(manifest["mixed"]),

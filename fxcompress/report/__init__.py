@@ -105,6 +105,7 @@ class Report:
         passes: The passes that ran, in order.
         checks: What was verified after each of them.
         unknown: Operators without a rule, with the nodes that use them.
+        probed: Operators without a rule of which experiments told the axes, with the nodes.
         dynamic: For each tensor input, its free axes by name.
         static: Why the batch is not free, if it is not.
     """
@@ -119,6 +120,7 @@ class Report:
     passes: tuple[PassRun, ...] = ()
     checks: tuple[Check, ...] = ()
     unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    probed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dynamic: tuple[Mapping[int, str], ...] = ()
     static: str | None = None
 
@@ -194,6 +196,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "passes": tuple(PassRun(**{**run, "notes": tuple(run["notes"])}) for run in data["passes"]),
         "checks": tuple(Check(**check) for check in data["checks"]),
         "unknown": {name: tuple(nodes) for name, nodes in data["unknown"].items()},
+        "probed": {name: tuple(nodes) for name, nodes in data.get("probed", {}).items()},
         "dynamic": tuple(
             {int(axis): name for axis, name in axes.items()} for axes in data["dynamic"]
         ),

@@ -89,6 +89,13 @@ svg { max-width: 100%; height: auto; }
 {% endfor -%}
 </ul>
 {% endif -%}
+{% if report.probed -%}
+<h2>Operators without a rule that were probed</h2>
+<ul>
+{% for op, nodes in report.probed.items() %}<li>{{ op }}: {{ nodes|join(", ") }}</li>
+{% endfor -%}
+</ul>
+{% endif -%}
 {% if report.static %}<p>The batch is fixed: {{ report.static }}</p>
 {% endif -%}
 </html>

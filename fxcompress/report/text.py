@@ -92,6 +92,10 @@ def _closing_lines(report: Report) -> Iterator[str]:
         yield "operators without a rule (what they touch may not shrink):"
         items = report.unknown.items()
         yield from _listed((f"{op} at {', '.join(nodes[:3])}" for op, nodes in items), len(items))
+    if report.probed:
+        yield "operators without a rule that were probed (experiments told their axes):"
+        items = report.probed.items()
+        yield from _listed((f"{op} at {', '.join(nodes[:3])}" for op, nodes in items), len(items))
     axes = [f"{axis} ({name})" for free in report.dynamic for axis, name in sorted(free.items())]
     if axes:
         yield f"free input axes: {', '.join(dict.fromkeys(axes))}"

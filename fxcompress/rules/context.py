@@ -48,6 +48,7 @@ class Context:
     bindings: list[Binding] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     unknown: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    probed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     # ---- operands
 
