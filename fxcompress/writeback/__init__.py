@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from torch import fx, nn
+from torch import nn
 
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, capture
@@ -19,7 +19,7 @@ from fxcompress.writeback.attributes import decisions
 from fxcompress.writeback.configs import mend_configs
 from fxcompress.writeback.evidence import gather
 from fxcompress.writeback.gate import Gate, Inputs, beside
-from fxcompress.writeback.layers import mend_layer
+from fxcompress.writeback.layers import calls_of_layers, mend_layer, readers_of_tensors
 from fxcompress.writeback.reads import attributes_read
 from fxcompress.writeback.refusal import explain
 from fxcompress.writeback.settle import settle
@@ -56,7 +56,7 @@ def write_back(
     dense = _dense(original, given, dynamic)
     result = transplant(module, original, dense)
     drop_unread(result, module, dense)
-    layers = _mend_layers(result, module)
+    layers = _mend_layers(result, dense, module)
     evidence = gather(dense, module)
     found = decisions(result, evidence, layers)
     read = attributes_read(original, *given, dynamic) if found else frozenset()
@@ -111,20 +111,14 @@ def _dynamic(module: CapturedModule) -> DynamicSpec:
     }
 
 
-def _mend_layers(result: nn.Module, module: CapturedModule) -> list[nn.Module]:
+def _mend_layers(
+    result: nn.Module, dense: CapturedModule, module: CapturedModule
+) -> list[nn.Module]:
     """Mend torch's own layers; gives those back whose class is known."""
-    consumers: dict[str, tuple[Any, ...]] = {}
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            for user in node.users:
-                consumers.setdefault(str(node.target), _complete(user))
+    own, readers = calls_of_layers(result, dense, module), readers_of_tensors(result, module)
     known = []
-    for path, layer in result.named_modules():
-        consumer = consumers.get(f"{path}.weight", ())
-        if mend_layer(layer, consumer):
+    for layer in result.modules():
+        weight = vars(layer)["_parameters"].get("weight")
+        if mend_layer(layer, own.get(layer) or readers.get(id(weight), ())):
             known.append(layer)
     return known
-
-
-def _complete(node: fx.Node) -> tuple[Any, ...]:
-    return tuple(node.args)

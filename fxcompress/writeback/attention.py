@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 
 from fxcompress.graph import CapturedModule, find_tensor, is_tensor
 from fxcompress.masked import flat_inputs
+from fxcompress.rules.schema import arguments
 from fxcompress.writeback.evidence import integers
 
 _ATTENTION = "scaled_dot_product_attention"
@@ -29,13 +30,20 @@ _THROUGH = frozenset(
     """.split()  # noqa: SIM905
 )
 """Operators by which a multiple of their input stays one."""
-_ANCHORS: dict[str, tuple[tuple[int, int], ...]] = {
-    "addmm": ((2, 1), (0, 0)),
-    "layer_norm": ((2, 0), (3, 0)),
-    "linear": ((1, 0), (2, 0)),
-    "rms_norm": ((2, 0),),
+_ROWS = ((1, 0), (2, 0))
+_ANCHORS: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
+    "addmm": (-1, ((2, 1), (0, 0))),
+    "batch_norm": (1, _ROWS),
+    "conv1d": (1, _ROWS),
+    "conv2d": (1, _ROWS),
+    "conv3d": (1, _ROWS),
+    "layer_norm": (-1, ((2, 0), (3, 0))),
+    "linear": (-1, _ROWS),
+    "rms_norm": (-1, ((2, 0),)),
 }
-"""Where queries can be scaled: the arguments that hold parameters, with their axis of features."""
+"""Where queries can be scaled: the axis of features of the value, and the arguments that hold
+parameters, each with its own axis of features.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def rescale_queries(
     done: dict[tuple[str, int], float] = {}
     for site, anchor in anchors.items():
         assert anchor is not None
-        for position, axis in _ANCHORS[_operator(anchor)]:
+        for position, axis in _ANCHORS[_operator(anchor)][1]:
             _scale(model, anchor, position, axis, masks[site], site.ratio, done)
     return True
 
@@ -107,6 +115,9 @@ def _operator(node: fx.Node) -> str:
 
 
 def _integers(node: fx.Node) -> list[Any]:
+    """The integers a node is called with; one left to its default is none other."""
+    if isinstance(node.target, OpOverload):
+        return list(integers(arguments(node)))
     return list(integers((node.args, node.kwargs)))
 
 
@@ -161,13 +172,14 @@ def _features(
         flat = flat_inputs(found, args, kwargs)
         outputs = runner.run(*flat, enable_io_processing=False)
         masks = {
-            site: _reached(runner.values[site.value], runner.layers[a])
-            for site, a in anchors.items()
+            site: _reached(runner.values[site.value], runner.layers[anchor], _features_of(anchor))
+            for site, anchor in anchors.items()
         }
         leaves = [out for out in outputs if isinstance(out, Tensor) and out.requires_grad]
         for site, anchor in anchors.items():
             for out in leaves:
-                if bool((_reached(out, runner.layers[anchor]) & masks[site]).any()):
+                reached = _reached(out, runner.layers[anchor], _features_of(anchor))
+                if bool((reached & masks[site]).any()):
                     return None
     return masks
 
@@ -192,15 +204,19 @@ class _Watching(fx.Interpreter):
         return value
 
 
-def _reached(value: Tensor, layer: Tensor) -> Tensor:
-    """The features (last axis) of `layer` on which `value` depends."""
+def _features_of(anchor: fx.Node) -> int:
+    return _ANCHORS[_operator(anchor)][0]
+
+
+def _reached(value: Tensor, layer: Tensor, axis: int) -> Tensor:
+    """The features (along `axis`) of `layer` on which `value` depends."""
     weights = torch.rand_like(value) + 0.5
     (grad,) = torch.autograd.grad(
         (value * weights).sum(), layer, retain_graph=True, allow_unused=True
     )
     if grad is None:
-        return torch.zeros(layer.shape[-1], dtype=torch.bool, device=layer.device)
-    return grad.flatten(0, -2).ne(0).any(0)
+        return torch.zeros(layer.shape[axis], dtype=torch.bool, device=layer.device)
+    return grad.movedim(axis, -1).flatten(0, -2).ne(0).any(0)
 
 
 def _scale(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxcompress.graph import CapturedModule, clone_graph, dynamic_dims, is_tensor
@@ -31,11 +32,13 @@ class Verdict:
             run.
         tolerance: What passes.
         failure: What the model raised, if it did.
+        calls: How many functions of torch it called before.
     """
 
     error: float
     tolerance: float
     failure: Exception | None = None
+    calls: int = 0
 
     @property
     def ok(self) -> bool:
@@ -65,11 +68,13 @@ class Gate:
         """Compare `model`, in evaluation mode, with the graph."""
         worst = 0.0
         for given, reference in zip(self.inputs, self.references, strict=True):
+            counter = _Counter()
             try:
-                found = _run(model, given)
+                with counter:
+                    found = _run(model, given)
                 error, finite = distance(found, reference)
             except Exception as failure:  # a class that cannot hold the sizes fails in its own way
-                return Verdict(float("inf"), self.tolerance, failure)
+                return Verdict(float("inf"), self.tolerance, failure, counter.calls)
             worst = max(worst, error if finite else float("inf"))
         if self.tolerance < worst < 1e-2 and self.dtype == torch.float32:
             return self._measure_in_double(model)
@@ -89,6 +94,20 @@ class Gate:
                 return Verdict(float("inf"), self.tolerance, failure)
             worst = max(worst, error if finite else float("inf"))
         return Verdict(worst, self.tolerance)
+
+
+class _Counter(TorchFunctionMode):
+    """Counts the functions of torch that are called, to tell how far a model came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -9,10 +9,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from fxcompress.graph import CapturedModule
+from fxcompress.rules.schema import packet_of
+from fxcompress.writeback.evidence import module_path
+from fxcompress.writeback.transplant import named_tensors
+
 Arguments = Mapping[str, tuple[Any, ...]]
 """For each parameter, the arguments of the node that consumes it."""
 Sizes = Mapping[str, Any]
 
+_OPERATORS = frozenset(
+    f"aten::{name}"
+    for name in (
+        *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)),
+        "group_norm",
+    )
+)
+"""Operators with an argument that no shape tells."""
 _CONV_GROUPS = -1
 _NORM_GROUPS = 1
 
@@ -38,6 +51,37 @@ def mend_layer(layer: nn.Module, consumer: tuple[Any, ...]) -> bool:
         _set(layer, {"nx": inputs, "nf": outputs})
         return True
     return False
+
+
+def calls_of_layers(
+    result: nn.Module, dense: CapturedModule, small: CapturedModule
+) -> dict[nn.Module, tuple[Any, ...]]:
+    """For each layer of `result`, the arguments in `small` of the operator its forward calls.
+
+    The weight that the operator reads may be computed, so that no parameter leads to it. Where the
+    layers of a graph are is known from `dense`; its nodes have the names of those in `small`.
+    """
+    twins = {node.name: node for node in small.graph.nodes}
+    layers = dict(result.named_modules(remove_duplicate=False))
+    found: dict[nn.Module, tuple[Any, ...]] = {}
+    for node in dense.graph.nodes:
+        layer, twin = layers.get(module_path(node)), twins.get(node.name)
+        if layer is not None and twin is not None and packet_of(twin) in _OPERATORS:
+            found.setdefault(layer, tuple(twin.args))
+    return found
+
+
+def readers_of_tensors(result: nn.Module, small: CapturedModule) -> dict[int, tuple[Any, ...]]:
+    """For each parameter of `result`, by its id, the arguments of a node of `small` that reads it.
+
+    By tensor and not by name: a layer with several names has one of them in the graph.
+    """
+    places = named_tensors(result)
+    found: dict[int, tuple[Any, ...]] = {}
+    for node in small.graph.find_nodes(op="get_attr"):
+        for user in node.users if str(node.target) in places else ():
+            found.setdefault(id(places[str(node.target)]), tuple(user.args))
+    return found
 
 
 def _set(layer: nn.Module, sizes: Sizes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -57,6 +57,7 @@ class _Search:
 
     def run(self) -> Verdict:
         near: list[tuple[int, ...]] = []
+        failed: dict[tuple[int, ...], int] = {}
         refused: Verdict | None = None
         for combination in _combinations([len(decision.options) for decision in self.open]):
             self._apply(combination)
@@ -68,11 +69,12 @@ class _Search:
                 return verdict
             if verdict.near:
                 near.append(combination)
+            failed[combination] = verdict.calls
             if self.exports >= _EXPORTS:
                 break
-        return refused or self._rescale(near)
+        return refused or self._rescale(near) or self._furthest(near, failed)
 
-    def _rescale(self, near: list[tuple[int, ...]]) -> Verdict:
+    def _rescale(self, near: list[tuple[int, ...]]) -> Verdict | None:
         """Where only the numbers are wrong, the scale of attention may be why."""
         for combination in near[:_EXPORTS]:
             self._apply(combination)
@@ -80,7 +82,13 @@ class _Search:
             inputs = beside(self.gate.inputs[0], self.result)
             if graph is not None and rescale_queries(self.result, graph, self.gate.graph, *inputs):
                 return self._export(self.gate.measure(self.result))[0]
-        self._apply(near[0] if near else (0,) * len(self.open))
+        return None
+
+    def _furthest(
+        self, near: list[tuple[int, ...]], failed: Mapping[tuple[int, ...], int]
+    ) -> Verdict:
+        """The candidate that ran longest: where it stops is what no attribute can mend."""
+        self._apply(near[0] if near else max(failed, key=lambda one: failed[one]))
         return self.gate.measure(self.result)
 
     def _apply(self, combination: tuple[int, ...]) -> None:
