@@ -16,6 +16,7 @@ import networkx as nx
 from torch import fx
 
 from fxcompress.axes import Axes, Concat, Edge, Expr, Factor, Product, leaves
+from fxcompress.kinds import claim_kinds
 from fxcompress.rules import Binding, Claim, Context, Role, Work, name_of
 
 Facts = Mapping[Factor, tuple[str, ...]]
@@ -34,7 +35,7 @@ class Coupling:
         frozen: Why a factor may not shrink.
         inexact: What mixes along a factor, so that zero-masking it is not cutting it.
         barriers: What acts on each unit of a factor alone, so that only selecting units is exact.
-        kinds: What a factor is known as (heads, qk, vo).
+        kinds: What a factor is known as (heads, qk, vo, sum, window); see `fxcompress.kinds`.
         roles: The roles of a factor in parameters, as (parameter, axis, role).
         bindings: Integer arguments of nodes that follow the size of an expression.
         work: Floating-point operations as products of sizes.
@@ -76,6 +77,22 @@ class Coupling:
             graph.add_edge(site, factor, cause="", kind="axis")
         return graph
 
+    @cached_property
+    def windowed(self) -> frozenset[str]:
+        """The weights that contract inputs over a window; a depthwise filter contracts none."""
+        windows = {factor for factor, words in self.kinds.items() if "window" in words}
+        moved = {
+            name
+            for name, axes in self.parameters.items()
+            if any(leaf in windows for expr in axes for leaf in leaves(expr))
+        }
+        return frozenset(
+            name
+            for held in self.roles.values()
+            for name, _, role in held
+            if role == "contract" and name in moved
+        )
+
 
 def settle(
     ctx: Context, parameters: Mapping[str, Axes], labels: Mapping[Factor, tuple[str, int]]
@@ -86,6 +103,7 @@ def settle(
         ctx.frozen.append(
             Claim(expr, cause, "entangled: its indices do not line up across this operation")
         )
+    claim_kinds(ctx)
     axes = {node.name: ctx.of(node) for node in ctx.axes if not ctx.many(node)}
     own = {name: tuple(space.resolve(expr) for expr in exprs) for name, exprs in parameters.items()}
     frozen = _facts(ctx, ctx.frozen)
@@ -178,11 +196,14 @@ def _freeze_unowned(
     frozen: dict[Factor, tuple[str, ...]],
 ) -> None:
     """A factor that no layer produces (positions of a learned table, say) is no channel."""
+    made = {
+        leaf
+        for leaf, held in roles.items()
+        if any(role in ("produce", "table") for *_, role in held)
+    }
     for exprs in parameters.values():
         for leaf in (leaf for expr in exprs for leaf in leaves(expr)):
-            if leaf not in frozen and not any(
-                role in ("produce", "table") for *_, role in roles.get(leaf, ())
-            ):
+            if leaf not in made and leaf not in frozen:
                 frozen[leaf] = ("no layer produces it",)
 
 

@@ -5,7 +5,7 @@ them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -38,7 +38,11 @@ class ChannelGroup:
             masking with zeros.
         barriers: What acts on each unit alone (an activation, BatchNorm): across it only selecting
             units is exact.
-        kind: ``channels``, ``heads``, ``qk`` (query/key dims) or ``vo`` (value/output dims).
+        kind: What a unit is, told by the operations that use it (see `fxcompress.kinds`): one of
+            the ``heads`` of attention, a query/key dim (``qk``), a value dim (``vo``), or both
+            (``head dims``); of a ``residual`` width, which several maps or tables add to; of an
+            ``mlp``, which dense layers or 1 x 1 convolutions write and others read; else
+            ``channels``. The first that fits holds.
         factor: The factor of the axis expressions.
         over: The factors whose indices number the cells.
         span: Places that one unit, with its copies in all cells, takes on the first axis that
@@ -116,18 +120,34 @@ def _group(coupling: Coupling, factor: Factor, name: str, sites: tuple[Site, ...
         frozen=frozen[0] if frozen else None,
         inexact=coupling.inexact.get(factor, ()),
         barriers=coupling.barriers.get(factor, ()),
-        kind=_kind(coupling, factor),
+        kind=_kind(coupling, factor, sites),
         factor=factor,
         over=over,
         span=_span(coupling, factor, sites),
     )
 
 
-def _kind(coupling: Coupling, factor: Factor) -> str:
-    kinds = set(coupling.kinds.get(factor, ()))
-    if kinds == {"qk", "vo"}:
+def _kind(coupling: Coupling, factor: Factor, sites: Sequence[Site]) -> str:
+    known = set(coupling.kinds.get(factor, ()))
+    attention = known & {"heads", "qk", "vo"}
+    if attention == {"qk", "vo"}:
         return "head dims"
-    return kinds.pop() if len(kinds) == 1 else "channels"
+    if len(attention) == 1:
+        return attention.pop()
+    if "sum" in known:
+        return "residual"
+    return "mlp" if _between_maps(coupling, sites) else "channels"
+
+
+def _between_maps(coupling: Coupling, sites: Sequence[Site]) -> bool:
+    """Whether maps write the units and other maps read them, all of one position at a time.
+
+    A map from the units to themselves is a recurrence, and one with a window a convolution.
+    """
+    writers = {site.parameter for site in sites if site.role == "produce"}
+    readers = {site.parameter for site in sites if site.role == "contract"}
+    pair = bool(writers and readers) and writers.isdisjoint(readers)
+    return pair and coupling.windowed.isdisjoint(writers | readers)
 
 
 def _over(coupling: Coupling, factor: Factor) -> tuple[Factor, ...]:
@@ -137,6 +157,8 @@ def _over(coupling: Coupling, factor: Factor) -> tuple[Factor, ...]:
         for other in coupling.companions.get(factor, frozenset())
         if factor not in coupling.companions.get(other, frozenset()) and _repeats(coupling, other)
     }
+    if not companions:
+        return ()
     for exprs in coupling.parameters.values():
         for expr in exprs:
             order = list(dict.fromkeys(leaves(expr)))
@@ -169,9 +191,10 @@ def _names(coupling: Coupling, sites: Mapping[Factor, tuple[Site, ...]]) -> dict
     Where one layer produces several groups the kind is added, then a number.
     """
     base = {factor: _layer(own) for factor, own in sites.items()}
+    kinds = {f: _kind(coupling, f, own).replace(" ", "_") for f, own in sites.items()}
     count = Counter(base.values())
     named = {
-        factor: name if count[name] == 1 else f"{name}:{_kind(coupling, factor).replace(' ', '_')}"
+        factor: name if count[name] == 1 else f"{name}:{kinds[factor]}"
         for factor, name in base.items()
     }
     count = Counter(named.values())

@@ -106,6 +106,14 @@ def test_a_plan_of_several_passes_goes_through_all(net: str) -> None:
     assert "2 groups" in run("plan", net, "--ratio", 0.5, "--include", "blocks.0.*").stdout
 
 
+def test_a_kind_of_group_is_shown_and_may_be_asked_for(net: str) -> None:
+    kinds = {group["name"]: group["kind"] for group in data("inspect", net)["groups"]}
+    planned = data("plan", net, "--ratio", 0.5, "--dims", "residual")
+
+    assert {kinds[group["name"]] for group in planned["passes"][0]["groups"]} == {"residual"}
+    assert "residual" in run("inspect", net).stdout
+
+
 def test_compile_writes_what_was_asked_for(net: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     files = {name: out / name for name in ("p.fxc", "p.onnx", "w.safetensors", "r.html")}

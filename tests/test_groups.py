@@ -22,7 +22,7 @@ def test_a_residual_stream_is_one_group_and_the_inner_width_another() -> None:
     assert table(program("projected_residual")) == {
         "stem.0": (6, 1, "channels"),
         "up.0": (9, 1, "channels"),
-        "down.0": (10, 1, "channels"),
+        "down.0": (10, 1, "residual"),
         "inner.0": (7, 1, "channels"),
     }
 

@@ -38,6 +38,9 @@ class Limits(Recipe):
             pattern with the suffix ``:out`` means only what the layer produces, with ``:in`` only
             what it consumes: ``layer1.*.conv1.weight:out``.
         exclude: Globs of the same kind; groups with a parameter that matches stay as they are.
+        dims: Kinds of groups that may change, of ``heads``, ``qk``, ``vo``, ``mlp``, ``residual``
+            and ``channels`` (see `ChannelGroup.kind`); empty for all. ``head dims``, which are
+            query, key and value dims at once, need both ``qk`` and ``vo``.
         exact_only: Leave alone groups that lie under a norm or a mean.
         max_ratio: Largest share of units removed from any group.
         min_units: Fewest units that any group keeps (in each cell).
@@ -50,6 +53,7 @@ class Limits(Recipe):
 
     include: Globs = ()
     exclude: Globs = ()
+    dims: str | tuple[str, ...] | None = ()
     exact_only: bool = False
     max_ratio: float = 1.0
     min_units: int = 1
@@ -59,6 +63,7 @@ class Limits(Recipe):
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
             object.__setattr__(self, name, _globs(name, getattr(self, name)))
+        object.__setattr__(self, "dims", self.kinds)
         if not 0 < self.max_ratio <= 1:
             raise BudgetError(
                 f"max_ratio is the largest share of units removed, in (0, 1]; got {self.max_ratio}"
@@ -68,6 +73,11 @@ class Limits(Recipe):
                 f"min_units is the fewest units a group keeps, 1 or more; got {self.min_units}"
             )
         multiple_of(self.round_to)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """`dims` as a tuple."""
+        return (self.dims,) if isinstance(self.dims, str) else tuple(self.dims or ())
 
     def merged(self, other: Limits) -> Limits:
         """These limits and `other`, where each option is given in one of the two at most.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,9 +40,11 @@ def scope_of(groups: Sequence[ChannelGroup], names: Names, limits: Limits) -> Sc
         limits: What the user asked for.
 
     Raises:
-        BudgetError: A glob matches no parameter, or no group is left that may lose a unit.
+        BudgetError: A glob matches no parameter, the model has no group of a kind in ``dims``, or
+            no group is left that may lose a unit.
     """
     check_globs((*limits.include, *limits.exclude), names)
+    _check_dims(groups, limits.kinds)
     left: dict[ChannelGroup, str] = {}
     for group in groups:
         reason = _reason(group, names, limits)
@@ -49,8 +52,8 @@ def scope_of(groups: Sequence[ChannelGroup], names: Names, limits: Limits) -> Sc
             left[group] = reason
     if len(left) == len(groups):
         raise BudgetError(
-            f"no group may lose a unit: {describe(left)}. Change include=, exclude=, exact_only= "
-            "or min_units=, or see group.explain() for what freezes it"
+            f"no group may lose a unit: {describe(left)}. Change include=, exclude=, dims=, "
+            "exact_only= or min_units=, or see group.explain() for what freezes it"
         )
     return Scope(tuple(group for group in groups if group not in left), left)
 
@@ -72,11 +75,27 @@ def _reason(group: ChannelGroup, names: Names, limits: Limits) -> str | None:
     for pattern in limits.exclude:
         if touches(pattern, group, names):
             return f"excluded by {pattern!r}"
+    if limits.kinds and not _means(limits.kinds, group.kind):
+        return f"{group.kind}, not in dims={limits.dims!r}"
     if limits.exact_only and not group.exact:
         return f"not exact: {group.inexact[0]}"
     if group.units <= limits.min_units:
         return f"has {group.units} units, min_units={limits.min_units}"
     return None
+
+
+def _means(dims: Sequence[str], kind: str) -> bool:
+    return kind in dims or (kind == "head dims" and {"qk", "vo"} <= {*dims})
+
+
+def _check_dims(groups: Sequence[ChannelGroup], dims: Sequence[str]) -> None:
+    count = Counter(group.kind for group in groups)
+    for kind in dims:
+        if kind not in count and not (kind in ("qk", "vo") and "head dims" in count):
+            known = ", ".join(f"{name!r} ({number})" for name, number in sorted(count.items()))
+            raise BudgetError(
+                f"dims={kind!r}: this model has no groups of that kind; it has {known}"
+            )
 
 
 def touches(pattern: str, group: ChannelGroup, names: Names) -> bool:

@@ -35,16 +35,18 @@ def plan(
     round_to: options.RoundTo = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    dims: options.Dims = None,
     inputs: options.Input = None,
     weights: options.Weights = None,
     pin: options.Pin = None,
     static: options.Static = False,
+    probe: options.Probe = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Say what passes would do to a model, and what the result would cost. Nothing is written."""
-    sizes = Sizes(ratio, flops, macs, params, size, everywhere, round_to, include, exclude)
-    request = Request(model, inputs, weights, seed, static, pin)
+    sizes = Sizes(ratio, flops, macs, params, size, everywhere, round_to, include, exclude, dims)
+    request = Request(model, inputs, weights, seed, static, pin, probe)
 
     def work(tell: Tell) -> Answer:
         wanted = make_passes(passes or (), sizes)
@@ -88,16 +90,18 @@ def compile(
     round_to: options.RoundTo = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    dims: options.Dims = None,
     inputs: options.Input = None,
     weights: options.Weights = None,
     pin: options.Pin = None,
     static: options.Static = False,
+    probe: options.Probe = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Compress a model, verify every pass, and save the program."""
-    sizes = Sizes(ratio, flops, macs, params, size, everywhere, round_to, include, exclude)
-    request = Request(model, inputs, weights, seed, static, pin)
+    sizes = Sizes(ratio, flops, macs, params, size, everywhere, round_to, include, exclude, dims)
+    request = Request(model, inputs, weights, seed, static, pin, probe)
 
     def work(tell: Tell) -> Answer:
         wanted = make_passes(passes or (), sizes)

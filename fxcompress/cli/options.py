@@ -42,6 +42,15 @@ Pin = Annotated[
     list[str] | None,
     typer.Option(help="Glob of parameters whose sizes must not change.", rich_help_panel=_INPUT),
 ]
+Probe = Annotated[
+    bool,
+    typer.Option(
+        "--probe",
+        help="Find out by experiment what operators without an axis rule do, instead of freezing "
+        "what they touch.",
+        rich_help_panel=_INPUT,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Passes = Annotated[
     list[str] | None,
@@ -93,4 +102,11 @@ Include = Annotated[
 Exclude = Annotated[
     list[str] | None,
     typer.Option(help="Glob of parameters that may not shrink.", rich_help_panel=_PASSES),
+]
+Dims = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Kind of groups that may shrink: heads, qk, vo, mlp, residual or channels.",
+        rich_help_panel=_PASSES,
+    ),
 ]

@@ -35,6 +35,7 @@ class Sizes:
     round_to: str | None = None
     include: Sequence[str] | None = None
     exclude: Sequence[str] | None = None
+    dims: Sequence[str] | None = None
 
     def options(self) -> dict[str, Any]:
         """Those given, as keyword arguments of a pass.
@@ -55,7 +56,7 @@ class Sizes:
             found["ratio"] = self.ratio
         if self.round_to is not None:
             found["round_to"] = int(self.round_to) if self.round_to.isdigit() else self.round_to
-        for name in ("include", "exclude"):
+        for name in ("include", "exclude", "dims"):
             if getattr(self, name):
                 found[name] = tuple(getattr(self, name))
         return found
