@@ -200,6 +200,15 @@ def test_axes_are_free_by_name(key: int | str) -> None:
     assert captured.module(torch.randn(5, 9, 4)).shape == (5, 9, 2)
 
 
+def test_axes_may_be_named_in_a_dict_of_strings_or_of_numbers() -> None:
+    """As much for the type checker as for the capture."""
+    by_name: dict[str, dict[int, str]] = {"args[0]": {1: "length"}}
+    by_number: dict[int, dict[int, str]] = {0: {1: "length"}}
+    model, args = nn.Linear(4, 2), (torch.randn(1, 6, 4),)
+    assert capture(model, args, dynamic=by_name).dynamic == ({1: "length"},)
+    assert capture(model, args, dynamic=by_number).dynamic == ({1: "length"},)
+
+
 @pytest.mark.parametrize("by_view", [True, False])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_model_that_fixes_its_batch_is_captured_for_that_batch(

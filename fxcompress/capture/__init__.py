@@ -97,7 +97,7 @@ def capture(
     refuse_bad_weights(program)
     module = assemble(program, baked)
     _refuse_mismatch(module, inputs)
-    names = dynamic if isinstance(dynamic, Mapping) else {}
+    names = dict(dynamic.items()) if isinstance(dynamic, Mapping) else {}
     single = any(given) and _shapes(given) != _shapes(inputs)
     return Captured(module, *inputs, dynamic_axes(module.graph, inputs, names), source, single)
 

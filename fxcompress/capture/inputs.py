@@ -18,7 +18,14 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
 Axes = dict[int, str]
 """The free axes of one input, by name."""
-DynamicSpec = Literal["batch", "none"] | Mapping[int | str, Mapping[int, str]] | None
+Freed = Mapping[int, str]
+DynamicSpec = (
+    Literal["batch", "none"]
+    | Mapping[str, Freed]
+    | Mapping[int, Freed]
+    | Mapping[int | str, Freed]  # a Mapping is invariant in its key: each kind has to be named
+    | None
+)
 ShapeSpec = dict[str, Any] | tuple[Any, ...] | list[Any] | None
 
 BATCH = "batch"

@@ -30,11 +30,12 @@ def inspect(
     weights: options.Weights = None,
     pin: options.Pin = None,
     static: options.Static = False,
+    probe: options.Probe = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Show the channel groups of a model, its costs, and what may not shrink and why."""
-    request = Request(model, inputs, weights, seed, static, pin)
+    request = Request(model, inputs, weights, seed, static, pin, probe)
 
     def work(tell: Tell) -> Answer:
         program = request.program(tell)
@@ -53,11 +54,12 @@ def explain(
     weights: options.Weights = None,
     pin: options.Pin = None,
     static: options.Static = False,
+    probe: options.Probe = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Say which groups hold a parameter, or why two parameters have to shrink together."""
-    request = Request(model, inputs, weights, seed, static, pin)
+    request = Request(model, inputs, weights, seed, static, pin, probe)
 
     def work(tell: Tell) -> Answer:
         text = request.program(tell).explain(first, second)

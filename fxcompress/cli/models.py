@@ -22,6 +22,7 @@ class Request:
     seed: int = 0
     static: bool = False
     pin: Sequence[str] | None = None
+    probe: bool = False
 
     def load(self, tell: Tell) -> Loaded:
         """The model with its example inputs."""
@@ -46,12 +47,15 @@ class Request:
                 passes=passes,
                 dynamic=None if self.static else "batch",
                 pin=self.pin or (),
+                probe=self.probe,
                 verify=verify,
                 seed=self.seed,
                 on_progress=tell,
             )
             return _called(program, loaded.label)
-        program = replace(loaded.program, pin=(*loaded.program.pin, *(self.pin or ())))
+        saved = loaded.program
+        pin, probe = (*saved.pin, *(self.pin or ())), saved.probe or self.probe
+        program = replace(saved, pin=pin, probe=probe)
         for one in passes:
             tell(f"{one}")
             program = apply(program, one, verify=verify)
