@@ -20,7 +20,7 @@ in the end, and nothing is guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -52,6 +52,11 @@ class Product:
         """Number of indices."""
         return prod(part.size for part in self.parts)
 
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        """The factors, left to right, repeats included."""
+        return tuple(factor for part in self.parts for factor in leaves(part))
+
 
 @dataclass(frozen=True)
 class Concat:
@@ -63,6 +68,11 @@ class Concat:
     def size(self) -> int:
         """Number of indices."""
         return sum(part.size for part in self.parts)
+
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        """The factors, left to right, repeats included."""
+        return tuple(factor for part in self.parts for factor in leaves(part))
 
 
 Expr = Factor | Product | Concat
@@ -97,13 +107,9 @@ def concat(parts: Iterable[Expr]) -> Expr:
     return flat[0] if len(flat) == 1 else Concat(tuple(flat))
 
 
-def leaves(expr: Expr) -> Iterator[Factor]:
+def leaves(expr: Expr) -> tuple[Factor, ...]:
     """The factors of a resolved expression, left to right, repeats included."""
-    if isinstance(expr, Factor):
-        yield expr
-    else:
-        for part in expr.parts:
-            yield from leaves(part)
+    return (expr,) if isinstance(expr, Factor) else expr.factors
 
 
 @dataclass
@@ -125,21 +131,26 @@ class Space:
     def resolve(self, expr: Expr) -> Expr:
         """`expr` with every refined factor replaced by what it became."""
         if isinstance(expr, Factor):
-            chain: list[Factor] = []
-            end: Expr = expr
-            while isinstance(end, Factor) and end.link is not None:
-                chain.append(end)
-                end = end.link
-            end = end if isinstance(end, Factor) else self.resolve(end)
-            for factor in chain:
-                factor.link = end
-            return end
-        parts = tuple(self.resolve(part) for part in expr.parts)
-        if all(new is old for new, old in zip(parts, expr.parts, strict=True)):
-            return expr
-        return product(parts) if isinstance(expr, Product) else concat(parts)
+            return expr if expr.link is None else self._end(expr)
+        for factor in expr.factors:
+            if factor.link is not None:
+                parts = [self.resolve(part) for part in expr.parts]
+                return product(parts) if isinstance(expr, Product) else concat(parts)
+        return expr
 
-    def leaves(self, expr: Expr) -> Iterator[Factor]:
+    def _end(self, factor: Factor) -> Expr:
+        """What a refined factor became; every link on the way there then leads to it directly."""
+        chain: list[Factor] = []
+        end: Expr = factor
+        while isinstance(end, Factor) and end.link is not None:
+            chain.append(end)
+            end = end.link
+        end = end if isinstance(end, Factor) else self.resolve(end)
+        for each in chain:
+            each.link = end
+        return end
+
+    def leaves(self, expr: Expr) -> tuple[Factor, ...]:
         """The factors that `expr` stands for now."""
         return leaves(self.resolve(expr))
 

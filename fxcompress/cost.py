@@ -13,7 +13,7 @@ from math import prod
 
 from fxcompress.axes import Axes, Factor, leaves
 from fxcompress.coupling import Coupling
-from fxcompress.graph import CapturedModule, dynamic_dims, find_tensor, is_tensor
+from fxcompress.graph import CapturedModule, dynamic_dims, is_tensor
 from fxcompress.groups import ChannelGroup
 from fxcompress.projection import size_of
 from fxcompress.rules import Work
@@ -90,15 +90,19 @@ def cost_model(coupling: Coupling, module: CapturedModule, single: bool = False)
         module: The module.
         single: Count the work of one example, where the batch was captured as two.
     """
-    stored: dict[int, Stored] = {}
-    axes = {id(find_tensor(module, name)): own for name, own in coupling.parameters.items()}
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        stored[id(tensor)] = Stored(
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    tensors = parameters | dict(module.named_buffers(remove_duplicate=False))
+    read = coupling.parameters.items()
+    axes = {id(tensors[name]): own for name, own in read if name in tensors}
+    stored = {
+        id(tensor): Stored(
             axes.get(id(tensor), ()),
             tensor.numel(),
             tensor.element_size(),
-            tensor.requires_grad or _is_parameter(module, name),
+            tensor.requires_grad or name in parameters,
         )
+        for name, tensor in tensors.items()
+    }
     batch = _free_batch(coupling, module) if single else {}
     return CostModel(coupling.work, tuple(stored.values()), batch)
 
@@ -108,8 +112,3 @@ def _free_batch(coupling: Coupling, module: CapturedModule) -> dict[Factor, int]
     inputs = (node for node in module.graph.find_nodes(op="placeholder") if is_tensor(node))
     free = (coupling.axes[node.name][0] for node in inputs if 0 in dynamic_dims(node))
     return {leaf: 1 for expr in free for leaf in leaves(expr)}
-
-
-def _is_parameter(module: CapturedModule, name: str) -> bool:
-    owner, _, leaf = name.rpartition(".")
-    return leaf in module.get_submodule(owner)._parameters

@@ -103,18 +103,27 @@ class CapturedModule(fx.GraphModule):
         return clone
 
 
-def clone_graph(module: CapturedModule) -> CapturedModule:
+def clone_graph(module: CapturedModule, *, compiled: bool = True) -> CapturedModule:
     """Give a new graph and a new module tree over the very same parameters and buffers.
 
     Node names, ``meta`` and the calling convention are kept, so that the copy can be edited while
     the original stays.
+
+    Args:
+        module: The module to copy.
+        compiled: Make the copy ready to run; a caller that edits it recompiles it anyway.
     """
     clone = CapturedModule(nn.Module(), fx.Graph())
     seen: dict[int, nn.Module] = {id(module): clone}
     _share_tables(module, clone, seen)
     clone.training = module.training
     clone.meta = dict(module.meta)
-    clone.graph = _copy_graph(module.graph)
+    graph = _copy_graph(module.graph)
+    if compiled:
+        clone.graph = graph
+    else:
+        clone._graph = graph
+        graph.owning_module = clone
     return clone
 
 

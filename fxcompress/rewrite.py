@@ -27,7 +27,8 @@ from fxcompress.graph import (
     dynamic_dims,
     find_tensor,
 )
-from fxcompress.plan import Plan, Project, Reparametrize, Replace
+from fxcompress.offset import add_offset
+from fxcompress.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.projection import Choice, Choices, kept_indices, size_of, transform
 from fxcompress.rules import Binding
 from fxcompress.rules.schema import read
@@ -65,15 +66,21 @@ def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten
             site and the reason.
     """
     check_plan(module, coupling, plan)
-    new = clone_graph(module)
+    new = clone_graph(module, compiled=False)
     names = names_of(new)
     for edit in plan.edits:
         if isinstance(edit, Replace):
             replace_tensor(new, names, edit.parameter, edit.value)
         elif isinstance(edit, Reparametrize):
             _reparametrize(new, edit)
+    made: dict[str, Axes] = {}
+    for edit in plan.edits:
+        if isinstance(edit, Offset):
+            made |= add_offset(new, coupling, edit)
+            names = names_of(new)
     projects = [edit for edit in plan.edits if isinstance(edit, Project)]
     kept, mixed = _project(new, names, coupling, projects) if projects else ({}, frozenset())
+    _cut_biases(new, names, made, projects)
     absorb_neutral_norms(new, [e.parameter for e in plan.edits if isinstance(e, Replace)])
     new.graph.lint()
     new.recompile()
@@ -98,16 +105,41 @@ def _project(
             choices = axis_choices(coupling, name, axes, encoders, decoders)
             old = find_tensor(new, name)
             assert old is not None
-            with torch.no_grad():
-                replace_tensor(new, names, name, transform(old.detach(), axes, choices))
             if all(choice.selects for own in choices for choice in own.values()):
                 pairs = zip(axes, choices, strict=True)
                 kept[name] = tuple(kept_indices(expr, own) if own else None for expr, own in pairs)
+                value = _selected(old.detach(), kept[name])
             else:
                 mixed.add(name)
+                with torch.no_grad():
+                    value = transform(old.detach(), axes, choices)
+            replace_tensor(new, names, name, value)
     widths = {factor: choice.width for factor, choice in encoders.items()}
     _mend(new, coupling, widths)
     return kept, frozenset(mixed)
+
+
+def _selected(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
+    """The entries that stay on each axis."""
+    for dim, index in enumerate(kept):
+        if index is not None:
+            tensor = tensor.index_select(dim, index.to(tensor.device))
+    return tensor.contiguous()
+
+
+def _cut_biases(
+    new: CapturedModule, names: Names, made: Mapping[str, Axes], projects: list[Project]
+) -> None:
+    """Biases that offsets made follow the units of their layers as any other does."""
+    encoders = {edit.group.factor: edit.encoder for edit in projects}
+    for name, (expr,) in made.items():
+        own = {leaf: encoders[leaf] for leaf in leaves(expr) if leaf in encoders}
+        old = find_tensor(new, name)
+        assert old is not None
+        replace_tensor(new, names, name, transform(old.detach(), (expr,), [own]))
+        for node in (n for n in new.graph.find_nodes(op="get_attr") if n.target == name):
+            widths = {factor: choice.width for factor, choice in own.items()}
+            node.meta["val"] = TensorMeta((size_of(expr, widths),), old.dtype)
 
 
 def axis_choices(

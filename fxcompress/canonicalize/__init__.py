@@ -38,17 +38,25 @@ REWRITES: tuple[Rewrite, ...] = (
 
 def canonicalize(module: CapturedModule) -> CapturedModule:
     """Apply every rewrite to a copy of the graph; the tensors are shared with the module given."""
-    result = clone_graph(module)
+    result = clone_graph(module, compiled=False)
     for rewrite in REWRITES:
-        apply(rewrite, result)
+        _apply(rewrite, result)
+    result.graph.lint()
+    result.recompile()
     return result
 
 
 def apply(rewrite: Rewrite, module: CapturedModule) -> int:
     """Apply one rewrite in place and leave the module ready to run; say how often it applied."""
+    count = _apply(rewrite, module)
+    if count:
+        module.graph.lint()
+        module.recompile()
+    return count
+
+
+def _apply(rewrite: Rewrite, module: CapturedModule) -> int:
     count = rewrite(module)
     if count:
         module.graph.eliminate_dead_code()
-        module.graph.lint()
-        module.recompile()
     return count

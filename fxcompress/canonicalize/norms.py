@@ -152,6 +152,8 @@ def absorb_neutral_norms(module: CapturedModule, names: Collection[str]) -> int:
         names: Tensors that a plan has just replaced. Only norms all of whose tensors are among
             them go: a norm that is neutral by chance may yet be trained.
     """
+    if not names:
+        return 0
     pairs, _ = normed_maps(module)
     gone = 0
     for pair in pairs:

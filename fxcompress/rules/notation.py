@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from torch import fx
@@ -35,6 +36,7 @@ Present = list[tuple[int, fx.Node, Pattern]]
 BROADCAST: Pattern = ("+",)
 
 
+@cache
 def parse(text: str) -> tuple[tuple[Pattern, ...], Pattern]:
     """(operands, output) of a rule; ValueError where it cannot be read.
 
@@ -55,9 +57,12 @@ def _pattern(text: str) -> Pattern:
     return tuple(tuple(group.split()) if group else letter for group, letter in tokens)
 
 
-def letters(pattern: Pattern) -> set[str]:
+@cache
+def letters(pattern: Pattern) -> frozenset[str]:
     """The letters of a pattern."""
-    return {letter for item in pattern for letter in ((item,) if isinstance(item, str) else item)}
+    return frozenset(
+        letter for item in pattern for letter in ((item,) if isinstance(item, str) else item)
+    )
 
 
 @dataclass(frozen=True)

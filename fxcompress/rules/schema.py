@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import fx
@@ -10,6 +12,45 @@ from torch._ops import OpOverload
 
 Path = tuple[int | str, ...]
 """Where an argument stands: a place in ``args`` or a key of ``kwargs``, then places in lists."""
+
+
+TENSORS = {
+    "Tensor": False,
+    "Optional[Tensor]": False,
+    "List[Tensor]": True,
+    "List[Optional[Tensor]]": True,
+}
+"""The types of arguments that are tensors, and whether each is a list of them."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the schema of an op says, read once.
+
+    Attributes:
+        names: The arguments in order.
+        defaults: Arguments that may be left out, with what they are then.
+        operands: The arguments that are tensors, and whether each is a list of them.
+        aliases: Whether the first result shares memory with an argument.
+    """
+
+    names: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    operands: tuple[tuple[str, bool], ...]
+    aliases: bool
+
+
+@cache
+def signature_of(op: OpOverload) -> Signature:
+    """The signature of an op."""
+    arguments, returns = op._schema.arguments, op._schema.returns
+    kinds = {argument.name: str(argument.type) for argument in arguments}
+    return Signature(
+        names=tuple(kinds),
+        defaults={a.name: a.default_value for a in arguments if a.has_default_value()},
+        operands=tuple((name, TENSORS[kind]) for name, kind in kinds.items() if kind in TENSORS),
+        aliases=bool(returns) and returns[0].alias_info is not None,
+    )
 
 
 def schema_of(node: fx.Node) -> Any:
@@ -24,16 +65,14 @@ def packet_of(node: fx.Node) -> str:
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of an ATen node by their schema names, defaults filled in."""
-    schema = schema_of(node).arguments
-    values = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
-    values.update({arg.name: value for arg, value in zip(schema, node.args, strict=False)})
-    return values | dict(node.kwargs)
+    signature = signature_of(node.target)
+    given = zip(signature.names, node.args, strict=False)
+    return {**signature.defaults, **dict(given), **node.kwargs}
 
 
 def position(node: fx.Node, name: str) -> int | str:
     """Where the argument `name` stands: its place in ``args``, or its key in ``kwargs``."""
-    names = [arg.name for arg in schema_of(node).arguments]
-    place = names.index(name)
+    place = signature_of(node.target).names.index(name)
     return place if place < len(node.args) else name
 
 
@@ -64,10 +103,9 @@ def operands_of(node: fx.Node) -> list[Any]:
     """The tensor operands in schema order, None for a missing one; lists are spread."""
     named = arguments(node)
     found: list[Any] = []
-    for argument in schema_of(node).arguments:
-        kind = str(argument.type)
-        if kind in ("Tensor", "Optional[Tensor]"):
-            found.append(named.get(argument.name))
-        elif kind.startswith(("List[Tensor]", "List[Optional[Tensor]]")):
-            found.extend(named[argument.name])
+    for name, several in signature_of(node.target).operands:
+        if several:
+            found.extend(named[name])
+        else:
+            found.append(named.get(name))
     return found
