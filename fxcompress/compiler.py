@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,12 @@ from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, Source, capture
 from fxcompress.coupling import check_pins
 from fxcompress.errors import PlanError
+from fxcompress.groups import names_after
 from fxcompress.plan import Plan
 from fxcompress.program import Pass, Program
 from fxcompress.report import Change, FrozenGroup, GroupChange, PassRun, Report
 from fxcompress.rewrite import Kept, rewrite
-from fxcompress.task import Task
+from fxcompress.task import Task, as_task
 from fxcompress.verify import verify as verify_pass
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def compile(
     kwargs: Mapping[str, Any] | None = None,
     *,
     passes: Sequence[Pass] = (),
-    task: Task | None = None,
+    task: Task | Iterable[Any] | None = None,
     dynamic: DynamicSpec = "batch",
     pin: Collection[str] = (),
     probe: bool = False,
@@ -50,7 +51,8 @@ def compile(
         args: Example inputs, as ``model(*args, **kwargs)`` takes them; a tuple or list.
         kwargs: Example inputs by keyword.
         passes: Applied left to right. An empty sequence captures and analyses.
-        task: Data, loss and metric, for passes that need them.
+        task: Data, loss and metric, for passes that need them; batches alone are enough for passes
+            that look at no labels.
         dynamic: ``"batch"`` leaves the batch axis free; None fixes every size; a mapping frees
             what it names.
         pin: Globs of parameter or node names whose sizes must not change, e.g. ``["fc.weight"]``.
@@ -89,7 +91,7 @@ def compile(
         kwargs=captured.kwargs,
         dynamic=captured.dynamic,
         single=captured.single,
-        task=task,
+        task=as_task(task),
         seed=seed,
         pin=tuple(pin),
         probe=probe,
@@ -128,6 +130,7 @@ def apply(program: Program, one: Pass, *, verify: bool = True) -> Program:
         module=done.module,
         kept=_composed(program.kept, done.kept, program.mixed | done.mixed),
         mixed=program.mixed | done.mixed,
+        names=names_after(coupling, program.groups, plan.widths),
         history=(*program.history, repr(one)),
     )
     run = PassRun(repr(one), seconds, plan.notes)

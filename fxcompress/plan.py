@@ -78,7 +78,23 @@ class Reparametrize:
     module: nn.Module
 
 
-Edit = Project | Replace | Reparametrize
+@dataclass(frozen=True, eq=False)
+class Offset:
+    """A constant that is added to what the linear layer with this weight gives, in all its calls.
+
+    It goes into the layer's bias, into the BatchNorm that alone reads the layer where there is no
+    bias, or into a new bias.
+
+    Attributes:
+        weight: Name of the layer's weight: of a linear map or a convolution.
+        value: Shape (outputs,), before any projection of the plan.
+    """
+
+    weight: str
+    value: Tensor
+
+
+Edit = Project | Replace | Reparametrize | Offset
 
 
 @dataclass(frozen=True, eq=False)

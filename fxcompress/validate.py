@@ -9,7 +9,7 @@ from fxcompress.axes import leaves
 from fxcompress.coupling import Coupling
 from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule, find_tensor
-from fxcompress.plan import Plan, Project, Reparametrize, Replace
+from fxcompress.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.tensors import names_of
 
 
@@ -29,7 +29,7 @@ def check_plan(module: CapturedModule, coupling: Coupling, plan: Plan) -> None:
                 )
             groups.add(edit.group)
             _check_project(coupling, edit)
-        else:
+        elif not isinstance(edit, Offset):
             if edit.parameter in parameters:
                 raise PlanError(
                     f"parameter {edit.parameter} is edited twice in one plan; give one edit for it"
@@ -130,7 +130,7 @@ def _check_overlap(module: CapturedModule, coupling: Coupling, plan: Plan) -> No
     names = names_of(module)
     whole: dict[str, Replace | Reparametrize] = {}
     for edit in plan.edits:
-        if not isinstance(edit, Project):
+        if isinstance(edit, (Replace, Reparametrize)):
             for name in names[edit.parameter]:
                 if name in whole:
                     other = whole[name].parameter

@@ -7,6 +7,7 @@ from fxcompress.passes.folding import Folding
 from fxcompress.passes.fpgm import FPGMPruning, MedianDistance
 from fxcompress.passes.group_norm import CoupledNorm, GroupNormPruning
 from fxcompress.passes.lamp import LAMPPruning, LayerAdaptiveMagnitude
+from fxcompress.passes.least_squares import LeastSquares, LeastSquaresPruning
 from fxcompress.passes.magnitude import Magnitude, MagnitudePruning
 from fxcompress.passes.nm_sparsity import NMSparsity
 from fxcompress.passes.random import RandomPruning, Uniform
@@ -24,6 +25,8 @@ __all__ = [
     "GroupNormPruning",
     "LAMPPruning",
     "LayerAdaptiveMagnitude",
+    "LeastSquares",
+    "LeastSquaresPruning",
     "Magnitude",
     "MagnitudePruning",
     "MedianDistance",

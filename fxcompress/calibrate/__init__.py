@@ -6,17 +6,19 @@ it. Only what is asked for is kept; a value is freed as soon as no node needs it
 
 from fxcompress.calibrate.data import require_data
 from fxcompress.calibrate.gradients import Gradients, gradients
-from fxcompress.calibrate.moments import Features, Moments, moments
+from fxcompress.calibrate.moments import Features, Grams, Moments, moments
 from fxcompress.calibrate.observe import observe
-from fxcompress.calibrate.signals import unit_signals
+from fxcompress.calibrate.signals import places_of, unit_signals
 
 __all__ = [
     "Features",
     "Gradients",
+    "Grams",
     "Moments",
     "gradients",
     "moments",
     "observe",
+    "places_of",
     "require_data",
     "unit_signals",
 ]

@@ -63,6 +63,11 @@ def _numbering(axes: Axes, own: int, over: Sequence[Factor]) -> list[int]:
     return sorted(set(found))
 
 
+def places_of(axes: Axes, factor: Factor, over: Sequence[Factor] = ()) -> int:
+    """How many places each unit has on the axis that holds it."""
+    return next(_beside(expr, factor, over) for expr in axes if factor in leaves(expr))
+
+
 def _beside(expr: Expr, factor: Factor, over: Sequence[Factor]) -> int:
     """How many places each unit of each cell takes on its own axis."""
     units = factor.size * prod(f.size for f in over if f in leaves(expr))

@@ -1,0 +1,110 @@
+"""Constants added to what linear layers give: into a bias, a norm's running mean, or a new bias."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.axes import Axes
+from fxcompress.canonicalize.norms import MAPS, normed_maps
+from fxcompress.coupling import Coupling
+from fxcompress.errors import PlanError
+from fxcompress.graph import CapturedModule, TensorMeta, find_tensor, parameter_of, set_tensor
+from fxcompress.plan import Offset
+from fxcompress.rules.schema import packet_of
+from fxcompress.tensors import Names, names_of, replace_tensor
+
+_WEIGHT, _BIAS = 1, 2
+
+
+def add_offset(module: CapturedModule, coupling: Coupling, edit: Offset) -> dict[str, Axes]:
+    """Add the constant in place.
+
+    Returns:
+        The axes of the bias that had to be made, by its name; nothing where there was one.
+
+    Raises:
+        PlanError: The weight belongs to no layer that can take it, or the shape is wrong.
+    """
+    calls, names = _calls(module, edit), names_of(module)
+    biases = {parameter_of(call.args[_BIAS]) for call in calls if _given(call)}
+    if len(biases) > 1 or None in biases or (biases and not all(map(_given, calls))):
+        raise PlanError(f"the calls of {edit.weight} do not share one bias to add an offset to")
+    if biases:
+        _add(module, names, str(biases.pop()), calls, edit)
+        return {}
+    norms = {pair.weight: pair.mean for pair in normed_maps(module)[0]}
+    if edit.weight in norms:
+        mean = norms[edit.weight]
+        _check(edit, _tensor(module, mean))
+        replace_tensor(module, names, mean, _tensor(module, mean) - edit.value)
+        return {}
+    return _made(module, coupling, calls, edit)
+
+
+def _calls(module: CapturedModule, edit: Offset) -> list[fx.Node]:
+    sources = [n for n in module.graph.find_nodes(op="get_attr") if n.target == edit.weight]
+    calls = [user for source in sources for user in source.users]
+    fit = [c for c in calls if packet_of(c) in MAPS and parameter_of(c.args[_WEIGHT])]
+    if not calls or len(fit) < len(calls) or any(c.args[_WEIGHT] not in sources for c in calls):
+        raise PlanError(
+            f"{edit.weight} is not the weight of linear layers alone, so nothing can take an "
+            "offset; leave the layer out with exclude=, or use a method without a bias shift"
+        )
+    return calls
+
+
+def _given(call: fx.Node) -> bool:
+    return len(call.args) > _BIAS and call.args[_BIAS] is not None
+
+
+def _add(
+    module: CapturedModule, names: Names, name: str, calls: list[fx.Node], edit: Offset
+) -> None:
+    readers = {
+        u for n in module.graph.find_nodes(op="get_attr") if n.target == name for u in n.users
+    }
+    if len(names[name]) > 1 or not readers.issubset(calls):
+        raise PlanError(f"{name}, which an offset would go into, is read elsewhere too")
+    _check(edit, _tensor(module, name))
+    replace_tensor(module, names, name, _tensor(module, name) + edit.value)
+
+
+def _made(
+    module: CapturedModule, coupling: Coupling, calls: list[fx.Node], edit: Offset
+) -> dict[str, Axes]:
+    """Give the layer a bias."""
+    weight = _tensor(module, edit.weight)
+    dim = -1 if packet_of(calls[0]) == "aten::linear" else 1 - weight.dim()
+    expr = coupling.axes[calls[0].name][dim]
+    if edit.value.shape != (expr.size,):
+        raise PlanError(_shaped(edit, (expr.size,)))
+    name = ".".join((*edit.weight.split(".")[:-1], "bias"))
+    if find_tensor(module, name) is not None:
+        raise PlanError(f"{edit.weight} has no bias, and the name {name} is taken")
+    bias = nn.Parameter(edit.value.to(weight), requires_grad=weight.requires_grad)
+    set_tensor(module, name, bias)
+    for call in calls:
+        with module.graph.inserting_before(call):
+            source = module.graph.get_attr(name)
+        source.meta["val"] = TensorMeta((expr.size,), weight.dtype)
+        call.args = (*call.args[:_BIAS], source, *call.args[_BIAS + 1 :])
+    return {name: (expr,)}
+
+
+def _check(edit: Offset, old: Tensor) -> None:
+    if edit.value.shape != old.shape:
+        raise PlanError(_shaped(edit, tuple(old.shape)))
+    if not bool(torch.isfinite(edit.value).all()):
+        raise PlanError(f"the offset of {edit.weight} has entries that are not finite")
+
+
+def _shaped(edit: Offset, shape: tuple[int, ...]) -> str:
+    return f"the offset of {edit.weight} has shape {tuple(edit.value.shape)}, expected {shape}"
+
+
+def _tensor(module: CapturedModule, name: str) -> Tensor:
+    value = find_tensor(module, name)
+    if value is None:
+        raise PlanError(f"the program has no parameter or buffer {name!r}")
+    return value.detach()

@@ -1,0 +1,163 @@
+"""Which inputs of linear maps can be done without, and how the rest stand in for them.
+
+A map with weights V (one row for each input) gives Vᵀh of inputs h with Gram matrix K. Without the
+inputs P, and with V_K + (K_KK + λI)⁻¹ K_KP V_P for the others, it gives the nearest thing to what
+it gave, by least squares with a ridge on the change. One input after another, the loss of removing
+block i and refitting all the others is tr(V_iᵀ (M_ii)⁻¹ V_i) with M = (K + λI)⁻¹: the rule of the
+optimal brain surgeon for a quadratic loss (Hassibi & Stork, 1993, eq. 5), of whole rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxcompress.errors import PlanError
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """One linear map with the moments of its inputs.
+
+    Attributes:
+        gram: K, float64, shape (blocks, n, n); blocks are maps of their own.
+        columns: V, shape (blocks, n, outputs).
+        lambda_rel: λ as a share of the mean of K's diagonal.
+        where: What it is, for messages.
+    """
+
+    gram: Tensor
+    columns: Tensor
+    lambda_rel: float
+    where: str
+
+    @property
+    def ridged(self) -> Tensor:
+        """K + λI; the identity where there is no signal at all."""
+        n = self.gram.shape[-1]
+        level = self.gram.diagonal(dim1=1, dim2=2).mean(1)
+        lam = torch.where(level > 0, self.lambda_rel * level, 1.0)
+        eye = torch.eye(n, dtype=self.gram.dtype, device=self.gram.device)
+        return self.gram + lam[:, None, None] * eye
+
+    @property
+    def energy(self) -> float:
+        """tr(Vᵀ K V), summed over blocks: the mean square of what the map gives."""
+        return float((self.columns * (self.gram @ self.columns)).sum())
+
+    def inverse(self) -> Tensor:
+        """(K + λI)⁻¹.
+
+        Raises:
+            PlanError: It is singular, to the precision of its entries.
+        """
+        inverse: Tensor = torch.cholesky_inverse(self._factor(self.ridged))
+        return inverse
+
+    def refitted(self, kept: Tensor) -> Tensor:
+        """V of the same shape, refitted on the inputs `kept`, shape (blocks, n), zero elsewhere."""
+        new = torch.zeros_like(self.columns)
+        ridged = self.ridged
+        for block, stay in enumerate(kept):
+            rows, gone = stay.nonzero().flatten(), (~stay).nonzero().flatten()
+            factor = self._factor(ridged[block][rows][:, rows])
+            cross = self.gram[block][rows][:, gone] @ self.columns[block, gone]
+            new[block, rows] = self.columns[block, rows] + torch.cholesky_solve(cross, factor)
+        return new
+
+    def _factor(self, matrix: Tensor) -> Tensor:
+        factor: Tensor
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if bool(info.any()):
+            raise PlanError(
+                f"the inputs of {self.where} depend on each other on the calibration data, so "
+                f"lambda_rel={self.lambda_rel} leaves many solutions; give a larger lambda_rel, or "
+                "more data"
+            )
+        return factor
+
+
+class Greedy:
+    """Removes blocks of inputs from several maps at once, the cheapest first.
+
+    A unit is one block of rows in every map; its damage is the sum over maps of the loss that
+    refitting leaves, each as a share of what the map gives.
+    """
+
+    def __init__(self, systems: Iterable[System], cells: int, units: int, updates: bool) -> None:
+        """Start with all units of all cells; `updates` refits the weights on the way."""
+        own = [system for system in systems if system.energy > 0]
+        self.cells, self.units, self.updates = cells, units, updates
+        self.maps = [_Map(system, cells, units, updates) for system in own]
+        device = own[0].gram.device if own else torch.device("cpu")
+        self.gone = torch.zeros(cells, units, dtype=torch.bool, device=device)
+
+    def importance(self) -> Tensor:
+        """Scores (cells, units) that sort units in the order they go: the largest damage so far,
+        raised a little at every step so that no two are equal.
+        """
+        found = torch.full((self.cells, self.units), torch.nan, dtype=torch.float64)
+        level = 0.0
+        for _ in range(self.units):
+            for cell in range(self.cells):  # in turn, so that all cells always have the same width
+                unit, damage = self._next(cell)
+                level = max(damage, level * (1 + 1e-12) + 1e-300)
+                found[cell, unit] = level
+                self._remove(cell, unit)
+        return found.to(self.gone.device)
+
+    def _next(self, cell: int) -> tuple[int, float]:
+        damage = torch.zeros(self.units, dtype=torch.float64, device=self.gone.device)
+        for one in self.maps:
+            damage = damage + one.damage(cell)
+        unit = int(damage.masked_fill(self.gone[cell], torch.inf).argmin())
+        return unit, float(damage[unit].clamp(min=0))
+
+    def _remove(self, cell: int, unit: int) -> None:
+        self.gone[cell, unit] = True
+        for one in self.maps:
+            one.remove(cell, unit)
+
+
+class _Map:
+    """The inverse Gram matrix and the weights of one map while inputs are removed."""
+
+    def __init__(self, system: System, cells: int, units: int, updates: bool) -> None:
+        self.inverse, self.columns = system.inverse(), system.columns.clone()
+        self.weight, self.updates, self.units = 1 / system.energy, updates, units
+        self.joint = len(self.inverse) == 1
+        n = self.inverse.shape[1]
+        self.places = n // (units * (cells if self.joint else 1))
+
+    def _rows(self, cell: int, unit: int = 0, count: int = 1) -> tuple[int, slice]:
+        start = ((cell * self.units if self.joint else 0) + unit) * self.places
+        return 0 if self.joint else cell, slice(start, start + count * self.places)
+
+    def damage(self, cell: int) -> Tensor:
+        """tr(V_iᵀ (M_ii)⁻¹ V_i) of every unit of a cell; of one that is gone it means nothing."""
+        block, rows = self._rows(cell, 0, self.units)
+        own = self.columns[block, rows].unflatten(0, (self.units, self.places))
+        if self.places == 1:
+            diagonal = self.inverse[block].diagonal()[rows]
+            damage: Tensor = own.square().sum((1, 2)) / diagonal.clamp(min=1e-300)
+            return damage * self.weight
+        corner = self.inverse[block][rows, rows].unflatten(0, (self.units, -1))
+        blocks = torch.stack([c.unflatten(1, (self.units, -1))[:, i] for i, c in enumerate(corner)])
+        damage = (own * torch.linalg.solve(blocks, own)).sum((1, 2))
+        return damage * self.weight
+
+    def remove(self, cell: int, unit: int) -> None:
+        """Take a unit out, and give the others its share."""
+        block, rows = self._rows(cell, unit)
+        matrix = self.inverse[block]
+        across = matrix[:, rows].clone()
+        pivot = across[rows].clone()
+        if self.updates:
+            self.columns[block] -= across @ torch.linalg.solve(pivot, self.columns[block, rows])
+        matrix -= across @ torch.linalg.solve(pivot, across.T)
+        self.columns[block, rows] = 0
+        matrix[rows], matrix[:, rows] = 0, 0
+        matrix[rows, rows] = torch.eye(self.places, dtype=matrix.dtype, device=matrix.device)

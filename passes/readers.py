@@ -1,0 +1,118 @@
+"""The weights that read a group's units, as matrices from the inputs that carry them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fxcompress.axes import leaves
+from fxcompress.calibrate import Moments, places_of, unit_signals
+from fxcompress.graph import find_tensor
+from fxcompress.groups import ChannelGroup, Site
+from fxcompress.members import consumers
+from fxcompress.program import Program
+from fxcompress.tensors import names_of
+
+TABLE = ("produce", "table")
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A weight that sums over a group's units.
+
+    An *input* is one column of a linear layer, or one input channel of a convolution: a unit has
+    one for each of its places on the weight's axis (one as a channel, one for each position of a
+    flattened map, one for each dim as a head).
+
+    Attributes:
+        weight: Its name.
+        site: The axis that holds the units.
+        values: Names of the nodes whose tensors it reads, one for each call.
+        index: Where the entries of each input lie in the flat weight, shape
+            (cells, units, places, entries).
+        shape: The weight's shape.
+        tied: Whether the same tensor writes the units too, so that it cannot change.
+        joint: Whether it sums over the cells as well.
+        lined: Whether a unit has the same places in the weight as in the values; it has not where
+            the groups of a convolution hold a copy each.
+    """
+
+    weight: str
+    site: Site
+    values: tuple[str, ...]
+    index: Tensor = field(repr=False)
+    shape: tuple[int, ...]
+    tied: bool
+    joint: bool
+    lined: bool
+
+    def columns(self, program: Program) -> Tensor:
+        """The entries of each input, float64, shape (cells, units, places, entries)."""
+        return _value(program, self.weight).to(torch.float64).flatten()[self.index]
+
+    def replaced(self, program: Program, columns: Tensor) -> Tensor:
+        """The weight with other entries of the inputs."""
+        old = _value(program, self.weight)
+        new = old.clone().flatten()
+        new[self.index] = columns.to(new)
+        return new.reshape(old.shape)
+
+    def sums(self, columns: Tensor) -> Tensor:
+        """Entries of inputs summed for each output of the layer: over inputs and kernel taps.
+
+        The weight's first axis must be that of the outputs.
+        """
+        total = torch.zeros(self.shape[0], dtype=columns.dtype, device=columns.device)
+        stride = self.index.new_tensor(self.shape[1:]).prod()
+        return total.index_add_(0, (self.index // stride).flatten(), columns.flatten())
+
+    def statistics(self, found: Moments) -> tuple[Tensor, Tensor]:
+        """The Gram matrix and the mean of what it reads, over all its calls."""
+        own = [found.each[name] for name in self.values]
+        count = sum(one.count for one in own)
+        gram, mean = own[0].gram * 0, own[0].mean * 0
+        for one in own:
+            gram = gram + one.gram * (one.count / count)
+            mean = mean + one.mean * (one.count / count)
+        return gram, mean
+
+
+def readers(program: Program, group: ChannelGroup) -> tuple[Reader, ...]:
+    """Every weight that sums over the units of `group`, once, in the order of their parameters."""
+    calls: dict[tuple[str, int], list[str]] = {}
+    sites: dict[tuple[str, int], Site] = {}
+    for consumer in consumers(program, group):
+        key = (consumer.weight, consumer.site.dim)
+        sites[key] = consumer.site
+        calls.setdefault(key, []).append(consumer.value)
+    names = names_of(program.module)
+    writers = {site.parameter for site in group.sites if site.role in TABLE}
+    found = []
+    for key, values in calls.items():
+        site, value = sites[key], _value(program, key[0])
+        axes = program.analysis.axes(site.parameter)
+        held = program.analysis.coupling.axes
+        places = {places_of(held[name], group.factor, group.over) for name in values}
+        numbered = torch.arange(value.numel(), device=value.device).reshape(value.shape)
+        index = unit_signals(numbered, axes, group.factor, group.over, site.dim)
+        found.append(
+            Reader(
+                weight=site.parameter,
+                site=site,
+                values=tuple(values),
+                index=index,
+                shape=tuple(value.shape),
+                tied=not writers.isdisjoint(names.get(site.parameter, (site.parameter,))),
+                joint=set(group.over) <= set(leaves(axes[site.dim])),
+                lined=places == {index.shape[2]},
+            )
+        )
+    return tuple(found)
+
+
+def _value(program: Program, name: str) -> Tensor:
+    value = find_tensor(program.module, name)
+    assert value is not None
+    return value.detach()
