@@ -4,23 +4,16 @@ them.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from fxcompress.axes import Axes, Expr, Factor, Product, leaves
 from fxcompress.coupling import Coupling
+from fxcompress.lineage import Site, key_of, named, remembered
 from fxcompress.rules import Role
 
-
-@dataclass(frozen=True)
-class Site:
-    """One axis of a parameter or buffer that holds a group's units, and what it does with them."""
-
-    parameter: str
-    dim: int
-    role: Role
+__all__ = ["LINEAR", "Analysis", "ChannelGroup", "Site", "find_groups", "names_after"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +77,21 @@ class ChannelGroup:
 LINEAR: frozenset[Role] = frozenset(("produce", "table", "contract"))
 
 
-def find_groups(coupling: Coupling) -> tuple[ChannelGroup, ...]:
-    """The groups of a coupling, in the order the graph first reads their parameters."""
+def find_groups(
+    coupling: Coupling, known: Mapping[str, str] | None = None
+) -> tuple[ChannelGroup, ...]:
+    """The groups of a coupling, in the order the graph first reads their parameters.
+
+    Args:
+        coupling: The analysis of a module.
+        known: Names that groups had before, by their keys; see `names_after`.
+    """
     sites = _sites(coupling)
-    names = _names(coupling, sites)
-    return tuple(_group(coupling, factor, names[factor], sites[factor]) for factor in sites)
+    kinds = {factor: _kind(coupling, factor, own) for factor, own in sites.items()}
+    names = named(sites, kinds)
+    if known:
+        names = remembered(coupling, sites, names, known)
+    return tuple(_group(coupling, f, names[f], kinds[f], sites[f]) for f in sites)
 
 
 def _sites(coupling: Coupling) -> dict[Factor, tuple[Site, ...]]:
@@ -106,7 +109,9 @@ def _sites(coupling: Coupling) -> dict[Factor, tuple[Site, ...]]:
     )
 
 
-def _group(coupling: Coupling, factor: Factor, name: str, sites: tuple[Site, ...]) -> ChannelGroup:
+def _group(
+    coupling: Coupling, factor: Factor, name: str, kind: str, sites: tuple[Site, ...]
+) -> ChannelGroup:
     frozen = coupling.frozen.get(factor)
     over = _over(coupling, factor)
     cells = 1
@@ -120,7 +125,7 @@ def _group(coupling: Coupling, factor: Factor, name: str, sites: tuple[Site, ...
         frozen=frozen[0] if frozen else None,
         inexact=coupling.inexact.get(factor, ()),
         barriers=coupling.barriers.get(factor, ()),
-        kind=_kind(coupling, factor, sites),
+        kind=kind,
         factor=factor,
         over=over,
         span=_span(coupling, factor, sites),
@@ -185,45 +190,34 @@ def _part_holding(expr: Expr, factor: Factor) -> Expr:
     return next(_part_holding(part, factor) for part in expr.parts if factor in leaves(part))
 
 
-def _names(coupling: Coupling, sites: Mapping[Factor, tuple[Site, ...]]) -> dict[Factor, str]:
-    """Module names of the first producers, ``:in`` where nothing produces the units.
-
-    Where one layer produces several groups the kind is added, then a number.
-    """
-    base = {factor: _layer(own) for factor, own in sites.items()}
-    kinds = {f: _kind(coupling, f, own).replace(" ", "_") for f, own in sites.items()}
-    count = Counter(base.values())
-    named = {
-        factor: name if count[name] == 1 else f"{name}:{kinds[factor]}"
-        for factor, name in base.items()
+def names_after(
+    coupling: Coupling, groups: Sequence[ChannelGroup], widths: Mapping[ChannelGroup, int]
+) -> dict[str, str]:
+    """The names of groups by the keys they will have when some have changed their `widths`."""
+    sizes = {group.factor: width for group, width in widths.items()}
+    return {
+        key_of(coupling, group.factor, group.sites, sizes): group.name
+        for group in groups
+        if widths.get(group, group.units) > 1
     }
-    count = Counter(named.values())
-    seen: Counter[str] = Counter()
-    for factor, name in named.items():
-        if count[name] > 1:
-            seen[name] += 1
-            named[factor] = f"{name}.{seen[name]}"
-    return named
-
-
-def _layer(sites: tuple[Site, ...]) -> str:
-    order = {"produce": 0, "table": 0, "affine": 1, "statistic": 1, "contract": 2}
-    first = min(sites, key=lambda site: order[site.role])
-    layer, _, leaf = first.parameter.rpartition(".")
-    name = layer if layer and leaf in ("weight", "bias") else first.parameter
-    return f"{name}:in" if first.role == "contract" else name
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """A coupling with its groups; what a program offers to passes."""
+    """A coupling with its groups; what a program offers to passes.
+
+    Attributes:
+        coupling: What is known about the module.
+        names: Names that groups had before, by their keys.
+    """
 
     coupling: Coupling
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
         """All groups, frozen ones included."""
-        return find_groups(self.coupling)
+        return find_groups(self.coupling, self.names)
 
     @cached_property
     def by_factor(self) -> Mapping[Factor, ChannelGroup]:

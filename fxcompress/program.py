@@ -51,6 +51,7 @@ class Program:
         kept: For parameters and buffers of which units were only selected: on each axis the
             original indices that stayed, or None where the axis is as it was.
         mixed: Parameters and buffers of which a pass mixed units: none is an original one.
+        names: The names that groups had in the dense program, by where they lie now.
     """
 
     module: CapturedModule
@@ -66,11 +67,12 @@ class Program:
     report: Report = field(default_factory=Report)
     kept: Mapping[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def analysis(self) -> Analysis:
         """Axes, coupling and groups of the module, made when first asked for."""
-        return Analysis(couple(self.module, self.pin, probe=self.probe))
+        return Analysis(couple(self.module, self.pin, probe=self.probe), self.names)
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -152,6 +154,7 @@ class Program:
             "history": list(self.history),
             "report": final.report.to_dict(),
             "mixed": sorted(self.mixed),
+            "names": dict(self.names),
             "kept": {name: list(axes) for name, axes in self.kept.items()},
         }
         io.save_module(path, final.module, manifest)
@@ -178,6 +181,7 @@ def load(path: str | Path) -> Program:
         history=tuple(manifest["history"]),
         report=Report.from_dict(manifest["report"]),
         mixed=frozenset(manifest["mixed"]),
+        names=manifest.get("names", {}),
         kept={name: tuple(axes) for name, axes in manifest["kept"].items()},
     )
 

@@ -64,6 +64,7 @@ def _many_inputs() -> Example:
 MODELS: dict[str, Callable[[], Example]] = {
     "mlp": _entry(seq.MLP, BATCH, 5),
     "reused_module": _entry(seq.ReusedModule, BATCH, 5),
+    "siblings": _entry(seq.Siblings, BATCH, 5),
     "entangled_sum": _entry(seq.EntangledSum, BATCH, 5),
     "swiglu": _entry(seq.SwiGLU, *TOKENS),
     "fused_attention": _entry(seq.FusedAttention, *TOKENS),

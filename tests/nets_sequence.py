@@ -38,6 +38,19 @@ class ReusedModule(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
 
+class Siblings(nn.Module):
+    """One layer writes three widths, which nothing but their places tells apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(5, 3 + 4 + 6)
+        self.left, self.middle, self.right = nn.Linear(3, 7), nn.Linear(4, 7), nn.Linear(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = F.relu(self.enter(x)).split((3, 4, 6), dim=-1)
+        return self.left(a) * self.middle(b) + self.right(c)  # type: ignore[no-any-return]
+
+
 class EntangledSum(nn.Module):
     """Units (6 4) are added to themselves as (4 6): no unit of the one is a unit of the other."""
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
+import torch
 
 import fxcompress as fx
+from fxcompress.plan import Plan, Project
 from fxcompress.program import Program
 from models import build
+from programs import PRUNABLE
+from selection import RandomSelection
 
 
 def program(name: str, **options: object) -> Program:
@@ -110,3 +117,55 @@ def test_every_group_explains_itself() -> None:
     for group in program("token_classifier").groups:
         assert group.name in group.explain()
         assert not group.frozen or group.frozen in group.explain()
+
+
+# ---- names last
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Keep the first units of the groups that are named."""
+
+    widths: tuple[tuple[str, int], ...]
+
+    def plan(self, program: Program) -> Plan:
+        wanted = dict(self.widths)
+        return Plan(
+            tuple(
+                Project(group, torch.arange(wanted[group.name]))
+                for group in program.groups
+                if group.name in wanted
+            )
+        )
+
+
+def test_siblings_keep_their_names_when_one_is_cut_to_a_single_unit() -> None:
+    small = program("siblings")
+    first, second, third = (g.name for g in small.groups if g.units in (3, 4, 6))
+    for cut in (Cut(((first, 1),)), Cut(((third, 2),)), Cut(((second, 2),))):
+        small = fx.apply(small, cut)
+    widths = {g.name: (g.units.before, g.units.after) for g in small.report.groups}
+    assert (widths[first], widths[second], widths[third]) == ((3, 1), (4, 2), (6, 2))
+    assert {g.name for g in small.groups} >= {second, third}
+    assert first not in {g.name for g in small.groups}
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_the_report_credits_every_group_with_what_it_lost(name: str) -> None:
+    small = program(name)
+    known = {group.name for group in small.groups}
+    for seed in (1, 2):
+        small = fx.apply(small, RandomSelection(seed, share=0.4), verify=False)
+        now = {group.name: group.units for group in small.groups}
+        assert now.keys() <= known
+        for change in small.report.groups:
+            assert change.units.after == now.get(change.name, 1), change.name
+
+
+def test_names_survive_a_file(tmp_path: Path) -> None:
+    dense = program("siblings")
+    first, _, third = (g.name for g in dense.groups if g.units in (3, 4, 6))
+    fx.apply(dense, Cut(((first, 1),))).save(tmp_path / "small.fxc")
+    loaded = fx.load(tmp_path / "small.fxc")
+    again = fx.apply(loaded, Cut(((third, 2),)))
+    assert {g.name: g.units.after for g in again.report.groups}[third] == 2
