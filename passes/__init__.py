@@ -10,6 +10,7 @@ from fxcompress.passes.lamp import LAMPPruning, LayerAdaptiveMagnitude
 from fxcompress.passes.least_squares import LeastSquares, LeastSquaresPruning
 from fxcompress.passes.magnitude import Magnitude, MagnitudePruning
 from fxcompress.passes.nm_sparsity import NMSparsity
+from fxcompress.passes.projective import Projective, ProjectivePruning
 from fxcompress.passes.random import RandomPruning, Uniform
 from fxcompress.passes.slimming import BatchNormScale, SlimmingPruning
 from fxcompress.passes.structured import Criterion, Reconstruction, Selection, StructuredPass
@@ -31,6 +32,8 @@ __all__ = [
     "MagnitudePruning",
     "MedianDistance",
     "NMSparsity",
+    "Projective",
+    "ProjectivePruning",
     "RandomPruning",
     "Reconstruction",
     "Selection",
