@@ -17,8 +17,9 @@ from fxcompress.errors import PlanError
 from fxcompress.groups import names_after
 from fxcompress.plan import Plan
 from fxcompress.program import Pass, Program
-from fxcompress.report import Change, FrozenGroup, GroupChange, PassRun, Report
+from fxcompress.report import Change, FrozenGroup, GroupChange, PassRun, Report, SparseParameter
 from fxcompress.rewrite import Kept, rewrite
+from fxcompress.sparsity import masks_after
 from fxcompress.task import Task, as_task
 from fxcompress.verify import verify as verify_pass
 
@@ -125,15 +126,17 @@ def apply(program: Program, one: Pass, *, verify: bool = True) -> Program:
             program.module, done.module, coupling, plan, program.args, program.kwargs
         )
         checks += (replace(check, where=repr(one)),)
+    masks, lost = masks_after(program.masks, plan, done)
     new = replace(
         program,
         module=done.module,
+        masks=masks,
         kept=_composed(program.kept, done.kept, program.mixed | done.mixed),
         mixed=program.mixed | done.mixed,
         names=names_after(coupling, program.groups, plan.widths),
         history=(*program.history, repr(one)),
     )
-    run = PassRun(repr(one), seconds, plan.notes)
+    run = PassRun(repr(one), seconds, (*plan.notes, *lost))
     return replace(new, report=_next_report(program, new, plan, run, checks))
 
 
@@ -198,6 +201,10 @@ def _next_report(
         groups=tuple(
             replace(g, units=replace(g.units, after=widths[g.name])) if g.name in widths else g
             for g in report.groups
+        ),
+        sparse=tuple(
+            SparseParameter(name, zeros.share, str(zeros.pattern or ""))
+            for name, zeros in new.masks.items()
         ),
         passes=(*report.passes, run),
         checks=checks,

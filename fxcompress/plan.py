@@ -55,9 +55,29 @@ class Project:
         return self.encoder.selects and self.decode is None and self.shift is None
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """At most `n` of every `m` consecutive entries along `axis` are not zero."""
+
+    n: int
+    m: int
+    axis: int
+
+    def holds(self, mask: Tensor) -> bool:
+        """Whether a mask, True where entries may be non-zero, adheres to it."""
+        if mask.shape[self.axis] % self.m:
+            return False
+        blocks = mask.movedim(self.axis, -1).unflatten(-1, (-1, self.m))
+        return bool((blocks.sum(-1) <= self.n).all())
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+
 @dataclass(frozen=True, eq=False)
 class Replace:
-    """`parameter` gets new values of the same shape; `mask` is True where they may be non-zero.
+    """`parameter` gets new values of the same shape; `mask` is True where they may be non-zero, and
+    adheres to `pattern` where one is given.
 
     Values are replaced before units are projected, so a plan may do both to one parameter.
     """
@@ -65,6 +85,7 @@ class Replace:
     parameter: str
     value: Tensor
     mask: Tensor | None = None
+    pattern: Pattern | None = None
 
 
 @dataclass(frozen=True, eq=False)

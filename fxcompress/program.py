@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,8 +17,9 @@ from fxcompress.explain import explain_groups, explain_path
 from fxcompress.finalize import finalize
 from fxcompress.graph import CapturedModule, clone_graph
 from fxcompress.groups import Analysis, ChannelGroup
-from fxcompress.plan import Plan
+from fxcompress.plan import Pattern, Plan
 from fxcompress.report import Report
+from fxcompress.sparsity import Masks, Zeros
 from fxcompress.task import Task
 from fxcompress.tensors import names_of, replace_tensor
 from fxcompress.writeback import write_back
@@ -51,6 +52,7 @@ class Program:
         kept: For parameters and buffers of which units were only selected: on each axis the
             original indices that stayed, or None where the axis is as it was.
         mixed: Parameters and buffers of which a pass mixed units: none is an original one.
+        masks: Entries that passes have made zero for good, by parameter.
         names: The names that groups had in the dense program, by where they lie now.
     """
 
@@ -67,6 +69,7 @@ class Program:
     report: Report = field(default_factory=Report)
     kept: Mapping[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
+    masks: Masks = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -83,6 +86,11 @@ class Program:
     def cost(self) -> CostModel:
         """The cost of any plan: call it with ``{group: units kept}``, or with nothing for now."""
         return cost_model(self.analysis.coupling, self.module, self.single)
+
+    @property
+    def sparsity(self) -> dict[str, float]:
+        """The share of zeros that are for good, of every parameter that has any."""
+        return {name: zeros.share for name, zeros in self.masks.items()}
 
     def group(self, name: str) -> ChannelGroup:
         """The group of this name.
@@ -155,6 +163,10 @@ class Program:
             "report": final.report.to_dict(),
             "mixed": sorted(self.mixed),
             "names": dict(self.names),
+            "masks": {
+                name: [zeros.mask, zeros.pattern and list(astuple(zeros.pattern))]
+                for name, zeros in self.masks.items()
+            },
             "kept": {name: list(axes) for name, axes in self.kept.items()},
         }
         io.save_module(path, final.module, manifest)
@@ -182,6 +194,10 @@ def load(path: str | Path) -> Program:
         report=Report.from_dict(manifest["report"]),
         mixed=frozenset(manifest["mixed"]),
         names=manifest.get("names", {}),
+        masks={
+            name: Zeros(mask, pattern and Pattern(*pattern))
+            for name, (mask, pattern) in manifest.get("masks", {}).items()
+        },
         kept={name: tuple(axes) for name, axes in manifest["kept"].items()},
     )
 

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from fxcompress.budget import Globs, Recipe, check_globs, matches, names_of
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor, parameter_of
-from fxcompress.plan import Plan, Reparametrize, Replace
+from fxcompress.plan import Pattern, Plan, Reparametrize, Replace
 from fxcompress.program import Program
 
 INPUT_AXIS = {
@@ -35,7 +35,8 @@ class NMSparsity(Recipe):
 
     In a convolution the m are neighbouring input channels at one position of the kernel. Of equal
     magnitudes the first stays. Weights whose inputs do not come in whole blocks of m are left
-    dense, with a note.
+    dense, with a note. Passes that remove units come first: after this one they would break the
+    blocks, which the report says.
 
     Attributes:
         n: How many stay.
@@ -94,7 +95,7 @@ class NMSparsity(Recipe):
         mask = largest(weight.abs(), self.n, self.m, axis)
         if self.trainable:
             return Reparametrize(name, Mask(mask))
-        return Replace(name, weight * mask, mask)
+        return Replace(name, weight * mask, mask, Pattern(self.n, self.m, axis))
 
 
 class Mask(nn.Module):

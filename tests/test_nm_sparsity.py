@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxcompress as fx
 from fxcompress.errors import BudgetError, PlanError
-from fxcompress.passes import NMSparsity
+from fxcompress.passes import FoldBatchNorm, MagnitudePruning, NMSparsity
 from fxcompress.passes.nm_sparsity import largest
 from fxcompress.plan import Plan, Replace
 from fxcompress.program import Program
@@ -32,6 +32,13 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.depthwise(torch.relu(self.conv(torch.relu(self.stem(x))))))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Ones:
+    """A pass that fills a weight."""
+
+    def plan(self, program: Program) -> Plan:
+        return Plan((Replace("conv.weight", torch.ones(12, 8, 3, 3)),))
 
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -150,3 +157,57 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
         found.module.get_parameter("conv.weight")[0, 0, 0, 0] = torch.nan
     with pytest.raises(PlanError, match=r"conv\.weight has entries that are not finite"):
         NMSparsity().plan(found)
+
+
+# ---- zeros for good are known
+
+
+def sparse() -> Program:
+    torch.manual_seed(0)
+    return fx.compile(Net(), (X,), passes=[NMSparsity(include="conv.weight")])
+
+
+def test_the_report_knows_what_is_sparse_and_in_what_pattern(tmp_path: Path) -> None:
+    small = sparse()
+    weight = small.module.get_parameter("conv.weight")
+    assert small.sparsity == {"conv.weight": 0.5}
+    assert torch.equal(small.masks["conv.weight"].mask, weight != 0)
+    assert small.report.to_dict()["sparse"] == [
+        {"name": "conv.weight", "zeros": 0.5, "pattern": "2:4"}
+    ]
+    assert "conv.weight: 50.0%, 2:4" in str(small.report)
+    assert "50.0%, 2:4" in small.report.to_html(tmp_path / "page.html").read_text()
+    small.save(tmp_path / "net.fxc")
+    loaded = fx.load(tmp_path / "net.fxc")
+    assert loaded.report.sparse == small.report.sparse
+    assert str(loaded.masks["conv.weight"].pattern) == "2:4"
+    assert torch.equal(loaded.masks["conv.weight"].mask, small.masks["conv.weight"].mask)
+
+
+def test_removing_inputs_breaks_a_pattern_and_says_so() -> None:
+    small = fx.apply(sparse(), MagnitudePruning(ratio=0.25, include="stem.*", round_to=1))
+    assert small.report.sparse[0].pattern == ""
+    assert small.sparsity["conv.weight"] > 0
+    weight = small.module.get_parameter("conv.weight")
+    assert not weight.detach()[~small.masks["conv.weight"].mask].any()
+    (note,) = (note for note in small.report.passes[-1].notes if "conv.weight" in note)
+    assert note.startswith("1 sparse parameters keep their zeros but lose the pattern")
+
+
+def test_removing_outputs_keeps_a_pattern() -> None:
+    small = fx.apply(sparse(), MagnitudePruning(ratio=0.25, include="depthwise.*", round_to=1))
+    assert small.report.sparse[0].pattern == "2:4"
+    assert not any("sparse" in note for note in small.report.passes[-1].notes)
+
+
+def test_values_that_fill_the_zeros_are_told() -> None:
+    filled = fx.apply(sparse(), Ones())
+    assert filled.sparsity == {}
+    assert "1 sparse parameters lose their zeros: conv.weight" in str(filled.report)
+
+
+def test_folding_a_norm_keeps_the_zeros() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)).eval()
+    small = fx.compile(model, (X,), passes=(NMSparsity(include="1.weight"), FoldBatchNorm()))
+    assert small.report.sparse[0].pattern == "2:4"

@@ -18,7 +18,7 @@ from fxcompress.errors import LoadError
 from fxcompress.report.page import write_page
 from fxcompress.report.text import as_text, render
 
-__all__ = ["Change", "Check", "FrozenGroup", "GroupChange", "PassRun", "Report"]
+__all__ = ["Change", "Check", "FrozenGroup", "GroupChange", "PassRun", "Report", "SparseParameter"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,15 @@ class FrozenGroup:
 
 
 @dataclass(frozen=True)
+class SparseParameter:
+    """A parameter with zeros for good: their share, and their pattern (``2:4``), if any."""
+
+    name: str
+    zeros: float
+    pattern: str = ""
+
+
+@dataclass(frozen=True)
 class PassRun:
     """One pass: its recipe, how long it took, and what it has to say (rounded widths, say)."""
 
@@ -102,6 +111,7 @@ class Report:
         bytes: Bytes of parameters and buffers.
         groups: The groups that may shrink.
         frozen: The groups that may not.
+        sparse: The parameters with zeros that are for good.
         passes: The passes that ran, in order.
         checks: What was verified after each of them.
         unknown: Operators without a rule, with the nodes that use them.
@@ -117,6 +127,7 @@ class Report:
     bytes: Change = Change()
     groups: tuple[GroupChange, ...] = ()
     frozen: tuple[FrozenGroup, ...] = ()
+    sparse: tuple[SparseParameter, ...] = ()
     passes: tuple[PassRun, ...] = ()
     checks: tuple[Check, ...] = ()
     unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -193,6 +204,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
             for group in data["groups"]
         ),
         "frozen": tuple(FrozenGroup(**group) for group in data["frozen"]),
+        "sparse": tuple(SparseParameter(**one) for one in data.get("sparse", ())),
         "passes": tuple(PassRun(**{**run, "notes": tuple(run["notes"])}) for run in data["passes"]),
         "checks": tuple(Check(**check) for check in data["checks"]),
         "unknown": {name: tuple(nodes) for name, nodes in data["unknown"].items()},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from fxcompress.report.text import describe_check, quantities
+from fxcompress.report.text import describe_check, describe_zeros, quantities
 
 if TYPE_CHECKING:
     from fxcompress.report import Report
@@ -73,6 +73,15 @@ svg { max-width: 100%; height: auto; }
 {% endfor -%}
 </table>
 {% endif -%}
+{% if report.sparse -%}
+<h2>Zeros for good</h2>
+<table>
+<tr><th>parameter</th><th>share</th></tr>
+{% for one in report.sparse -%}
+<tr><td>{{ one.name }}</td><td>{{ zeros(one) }}</td></tr>
+{% endfor -%}
+</table>
+{% endif -%}
 {% if report.frozen -%}
 <h2>May not shrink</h2>
 <table>
@@ -123,6 +132,7 @@ def render_page(report: Report) -> str:
         quantities=list(quantities(report)),
         chart=chart,
         describe=describe_check,
+        zeros=describe_zeros,
     )
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from fxcompress.report import Check, Report
+    from fxcompress.report import Check, Report, SparseParameter
 
 WIDTH = 110
 _ROWS = 24
@@ -84,6 +84,10 @@ def _more(notes: tuple[str, ...]) -> list[str]:
 
 
 def _closing_lines(report: Report) -> Iterator[str]:
+    if report.sparse:
+        yield f"{len(report.sparse)} parameters have zeros for good:"
+        lines = (f"{one.name}: {describe_zeros(one)}" for one in report.sparse)
+        yield from _listed(lines, len(report.sparse))
     if report.frozen:
         yield f"{len(report.frozen)} groups may not shrink:"
         reasons = Counter(group.reason for group in report.frozen).most_common()
@@ -104,6 +108,11 @@ def _closing_lines(report: Report) -> Iterator[str]:
     yield from (describe_check(check) for check in report.checks[-_REASONS:])
     if not report.checks:
         yield "not verified"
+
+
+def describe_zeros(one: SparseParameter) -> str:
+    """How sparse a parameter is, and in what pattern."""
+    return f"{one.zeros:.1%}" + (f", {one.pattern}" if one.pattern else ", no pattern")
 
 
 def describe_check(check: Check) -> str:
