@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fxcompress.passes.flap import FLAPPruning, Fluctuation
 from fxcompress.passes.fold_batchnorm import FoldBatchNorm
 from fxcompress.passes.folding import Folding
 from fxcompress.passes.fpgm import FPGMPruning, MedianDistance
@@ -12,15 +13,21 @@ from fxcompress.passes.magnitude import Magnitude, MagnitudePruning
 from fxcompress.passes.nm_sparsity import NMSparsity
 from fxcompress.passes.projective import Projective, ProjectivePruning
 from fxcompress.passes.random import RandomPruning, Uniform
+from fxcompress.passes.recalibrate import RecalibrateBatchNorm
 from fxcompress.passes.slimming import BatchNormScale, SlimmingPruning
 from fxcompress.passes.structured import Criterion, Reconstruction, Selection, StructuredPass
+from fxcompress.passes.taylor import Taylor, TaylorPruning
 from fxcompress.passes.torch_pruning import TorchPruning, TorchPruningPass
+from fxcompress.passes.tune_norms import TuneNorms
+from fxcompress.passes.wanda import WandaPruning, WeightTimesInput
 
 __all__ = [
     "BatchNormScale",
     "CoupledNorm",
     "Criterion",
+    "FLAPPruning",
     "FPGMPruning",
+    "Fluctuation",
     "FoldBatchNorm",
     "Folding",
     "GroupNormPruning",
@@ -35,11 +42,17 @@ __all__ = [
     "Projective",
     "ProjectivePruning",
     "RandomPruning",
+    "RecalibrateBatchNorm",
     "Reconstruction",
     "Selection",
     "SlimmingPruning",
     "StructuredPass",
+    "Taylor",
+    "TaylorPruning",
     "TorchPruning",
     "TorchPruningPass",
+    "TuneNorms",
     "Uniform",
+    "WandaPruning",
+    "WeightTimesInput",
 ]
