@@ -13,15 +13,18 @@ that were left then, `.importance` a score for every unit that sorts in that ord
 
 from __future__ import annotations
 
-from fxcompress.elimination.greedy import Elimination, Rescoring, Vectors, eliminate
+from fxcompress.elimination.greedy import RESCORING, Elimination, Rescoring, Vectors, eliminate
+from fxcompress.elimination.kernels import arc_cosine
 from fxcompress.elimination.scores import Form, Scores, inverse, scores
 
 __all__ = [
+    "RESCORING",
     "Elimination",
     "Form",
     "Rescoring",
     "Scores",
     "Vectors",
+    "arc_cosine",
     "eliminate",
     "inverse",
     "scores",

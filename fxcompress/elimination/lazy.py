@@ -30,7 +30,7 @@ class Removals:
     def __init__(self, g: Tensor, f: Tensor | None, block: int = BLOCK) -> None:
         """Start from g and F, which are overwritten; F is g itself where it is None (λ = 0)."""
         self.block = block
-        self.matrices = (g,) if f is None else (g, f)
+        self.matrices: tuple[Tensor, ...] = (g,) if f is None else (g, f)
         self.units = torch.arange(len(g), device=g.device)
         self.edges = torch.linspace(0, len(g), PANELS + 1).round().long().tolist()
         self._begin()
