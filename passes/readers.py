@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fxcompress.axes import leaves
-from fxcompress.calibrate import Moments, places_of, unit_signals
+from fxcompress.calibrate import Features, Moments, places_of, unit_signals
+from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup, Site
 from fxcompress.members import consumers
@@ -62,11 +63,31 @@ class Reader:
     def sums(self, columns: Tensor) -> Tensor:
         """Entries of inputs summed for each output of the layer: over inputs and kernel taps.
 
-        The weight's first axis must be that of the outputs.
+        Raises:
+            PlanError: The weight's first axis is not that of the outputs.
         """
+        if self.site.dim == 0:
+            raise PlanError(
+                f"{self.weight} has its inputs on axis 0 (a transposed layer), so no shift of its "
+                "outputs is known; leave it out with exclude=, or use a method without one"
+            )
         total = torch.zeros(self.shape[0], dtype=columns.dtype, device=columns.device)
         stride = self.index.new_tensor(self.shape[1:]).prod()
         return total.index_add_(0, (self.index // stride).flatten(), columns.flatten())
+
+    def features(self, found: Moments) -> Features:
+        """The moments of each input it reads, over all its calls; shape (cells, units, places).
+
+        Where places of the values are copies that share a column, they are pooled.
+        """
+        own = [one for name in self.values if (one := found.each[name].features) is not None]
+        count = sum(one.count for one in own)
+        mean = torch.stack([one.mean * (one.count / count) for one in own]).sum(0)
+        square = torch.stack([one.square * (one.count / count) for one in own]).sum(0)
+        if self.lined:
+            return Features(mean, square, count)
+        places = mean.shape[2]
+        return Features(mean.mean(2, keepdim=True), square.mean(2, keepdim=True), count * places)
 
     def statistics(self, found: Moments) -> tuple[Tensor, Tensor]:
         """The Gram matrix and the mean of what it reads, over all its calls."""

@@ -300,7 +300,7 @@ def test_without_data_it_says_what_to_pass() -> None:
 
 def test_queries_and_keys_are_refused_in_words() -> None:
     model, args, _ = models.build("fused_attention")
-    with pytest.raises(PlanError, match=r"no layer reads group qkv:qk.*leave it out with exclude="):
+    with pytest.raises(PlanError, match=r"no layer reads group qkv:qk.*leave it out with dims="):
         fx.compile(model, args, task=[args[0]], passes=[LeastSquaresPruning(ratio=0.5)])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxcompress.calibrate.data import require_data, samples_of
 from fxcompress.calibrate.observe import check_nodes, check_repeats, runner
@@ -56,7 +56,7 @@ def gradients(
 
     Args:
         program: Run in evaluation mode on its task's data; it is not changed.
-        parameters: Names of parameters; None for all that are floating.
+        parameters: Names of parameters; None for all that the graph reads.
         taps: What to do with the value of a node and the gradient there, both of one batch. Each
             sample's part of the gradient is that of its own loss (of the batch's mean loss times
             the batch's size). Called in the backward pass; only these values are kept until then.
@@ -187,17 +187,21 @@ def _written(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _leaves(program: Program, parameters: Collection[str] | None, who: str) -> dict[str, Tensor]:
-    """A leaf for each parameter that shares its memory and requires a gradient."""
-    known = dict(program.module.named_parameters())
-    wanted = known if parameters is None else parameters
-    found = {name: find_tensor(program.module, name) for name in wanted}
+    """A leaf for each parameter that shares its memory and requires a gradient; tied ones share
+    one, so that each name has the whole gradient.
+    """
+    module = program.module
+    read = (parameter_of(node) for node in module.graph.nodes)
+    known = {name for name in read if name and isinstance(find_tensor(module, name), nn.Parameter)}
+    wanted = sorted(known) if parameters is None else parameters
+    found = {name: find_tensor(module, name) for name in wanted}
     if bad := sorted(name for name, value in found.items() if value is None):
         raise PlanError(f"{who} asks for gradients of {', '.join(bad)}: no parameter is called so")
-    return {
-        name: value.detach().requires_grad_()
-        for name, value in found.items()
-        if value is not None and value.is_floating_point()
-    }
+    leaves: dict[int, Tensor] = {}
+    own = {n: v for n, v in found.items() if v is not None and v.is_floating_point()}
+    for value in own.values():
+        leaves.setdefault(id(value), value.detach().requires_grad_())
+    return {name: leaves[id(value)] for name, value in own.items()}
 
 
 def _wide(value: Tensor) -> torch.dtype:

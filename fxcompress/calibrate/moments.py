@@ -110,7 +110,7 @@ def moments(
         if not names:
             raise PlanError(
                 f"{who}: no layer reads group {group.name} ({group.kind}), so its units have no "
-                "moments there; leave it out with exclude=, or prune it by a method without data"
+                "moments there; leave it out with dims= or exclude=, or prune it by another method"
             )
         kind = gram(group) if callable(gram) else gram
         owned[group] = {name: _Sum(program, group, name, kind, who) for name in names}

@@ -1,0 +1,127 @@
+"""FLAP: units whose signal hardly fluctuates go, and biases take up what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from fxcompress.budget import Recipe, Sizing
+from fxcompress.calibrate import Moments, moments
+from fxcompress.groups import ChannelGroup
+from fxcompress.passes.readers import Reader, readers
+from fxcompress.passes.scores import (
+    AGGREGATES,
+    NORMALISERS,
+    Aggregate,
+    Normaliser,
+    combined,
+    normalised,
+    one_of,
+)
+from fxcompress.passes.structured import StructuredPass
+from fxcompress.plan import Edit, Offset, Plan, Project
+from fxcompress.program import Program
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Fluctuation(Recipe):
+    """Score a unit by var(x_j) ‖W_:j‖² in the layers that read it, and let biases take up its mean.
+
+    A unit that always says the same can be replaced by a constant (An et al., AAAI 2024, "Weighted
+    Input Feature Variance" and eq. 8). As a criterion the columns of a unit (dims of a head,
+    positions of a flattened map) are summed, and scores of a group are standardised, as in the
+    paper. As a reconstruction W_:P E[x_P] is added to what a reader gives; in a convolution that
+    pads with zeros the constant is right inside and too large at the border.
+
+    Attributes:
+        aggregate: How several layers that read a group are combined.
+        normaliser: What makes the scores of groups comparable, for global budgets.
+        samples: How many samples at most; None for all.
+    """
+
+    aggregate: Aggregate = "mean"
+    normaliser: Normaliser = "zscore"
+    samples: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("aggregate", self.aggregate, AGGREGATES)
+        one_of("normaliser", self.normaliser, NORMALISERS)
+
+    def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> Fluctuations:
+        """Look at the data once, for all groups.
+
+        Raises:
+            PlanError: There are no data, or a group has units that no layer reads.
+        """
+        who = type(self).__name__
+        found = moments(program, groups, gram="none", who=who, samples=self.samples)
+        return Fluctuations(self, found)
+
+    def score(self, program: Program, group: ChannelGroup) -> Tensor:
+        return self.prepare(program, (group,)).score(program, group)
+
+    def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
+        return self.prepare(program, (group,)).edits(program, group, kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Fluctuations:
+    """`Fluctuation` with what it has seen."""
+
+    options: Fluctuation
+    moments: dict[ChannelGroup, Moments]
+
+    def score(self, program: Program, group: ChannelGroup) -> Tensor:
+        each = []
+        for one in readers(program, group):
+            spread = one.features(self.moments[group]).variance
+            each.append((one.columns(program).square().sum(3) * spread).sum(2))
+        return normalised(combined(each, self.options.aggregate), self.options.normaliser)
+
+    def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
+        gone = torch.ones(group.cells, group.units, dtype=torch.bool)
+        gone.scatter_(1, kept.expand(group.cells, -1), False)
+        found: list[Edit] = [Project(group, kept)]
+        found += [self._offset(program, group, one, gone) for one in readers(program, group)]
+        return tuple(found)
+
+    def _offset(self, program: Program, group: ChannelGroup, one: Reader, gone: Tensor) -> Offset:
+        mean = one.features(self.moments[group]).mean
+        lost = mean * gone[..., None].to(mean)
+        return Offset(one.weight, one.sums(one.columns(program) * lost.unsqueeze(3)))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FLAPPruning(Sizing):
+    """Keep the units whose signal fluctuates most, weighted, and shift biases for the others.
+
+    It needs inputs to calibrate on, and no labels: ``compile(model, args, task=batches)``. A layer
+    without a bias gets one, unless a BatchNorm follows that can take up the shift.
+
+    Attributes:
+        aggregate: How several layers that read a group are combined; see `Fluctuation`.
+        normaliser: What makes groups comparable, for global budgets.
+        samples: How many samples at most; None for all.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
+    """
+
+    aggregate: Aggregate = "mean"
+    normaliser: Normaliser = "zscore"
+    samples: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.method  # refuses what cannot be
+
+    @property
+    def method(self) -> Fluctuation:
+        """What chooses the units and shifts the biases."""
+        return Fluctuation(**{each.name: getattr(self, each.name) for each in fields(Fluctuation)})
+
+    def plan(self, program: Program) -> Plan:
+        method = self.method
+        return StructuredPass(criterion=method, reconstruction=method, **self.sizing).plan(program)
