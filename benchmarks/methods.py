@@ -13,8 +13,24 @@ from fxcompress import passes
 
 Method = Callable[..., Any]
 
+
+def _torch_pruning(name: str, **options: Any) -> Method:
+    return partial(passes.TorchPruningPass, importance=f"{name}Importance", **options)
+
+
 METHODS: Mapping[str, Method] = {
     "random": passes.RandomPruning,
     "magnitude L1": partial(passes.MagnitudePruning, p=1),
     "magnitude L2": partial(passes.MagnitudePruning, p=2),
+    "FPGM": passes.FPGMPruning,
+    "LAMP": passes.LAMPPruning,
+    "slimming": partial(passes.SlimmingPruning, normaliser="mean"),
+    "group norm": passes.GroupNormPruning,
+    "torch-pruning magnitude": passes.TorchPruningPass,
+    "torch-pruning FPGM": _torch_pruning("FPGM"),
+    "torch-pruning LAMP": _torch_pruning("LAMP"),
+    "torch-pruning BN scale": _torch_pruning("BNScale"),
+    "torch-pruning Taylor": _torch_pruning("Taylor"),
+    "torch-pruning Hessian": _torch_pruning("Hessian", samples=64),  # only the last counts
+    "torch-pruning OBD-C": _torch_pruning("OBDC"),
 }

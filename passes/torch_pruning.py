@@ -161,7 +161,7 @@ def _feed_obdc(data: _Data, scorer: Any, presented: Collection[Presented]) -> No
         each.set_gradients(found.mean)
         for parameter, name, arrange in each.sources:
             for layer in each.layers:
-                if layer.weight is parameter:
+                if layer.weight is parameter and parameter.dim() > 1:
                     scorer.Fisher[layer] = arrange(found.square[name]).flatten(1)
 
 

@@ -168,6 +168,13 @@ def test_obdc_weighs_squares_by_the_mean_square_of_the_gradient() -> None:
     _close(score[0], expected.detach())
 
 
+def test_obdc_scores_convolutions_beside_norms() -> None:
+    model, args, inputs, labels = _labelled("projected_residual")
+    found = fx.compile(model, args, task=fx.Task([(inputs, labels)], _loss))
+    small = fx.apply(found, TorchPruningPass(ratio=0.4, importance="OBDCImportance", round_to=1))
+    assert small.report.checks[-1].ok
+
+
 def test_random_scores_are_the_same_again_and_leave_the_generator_alone() -> None:
     found, criterion = program("conv_chain"), TorchPruning("RandomImportance")
     state = torch.get_rng_state()
