@@ -25,11 +25,12 @@ _PRODUCTS = {"bmm", "matmul", "mm"}
 _FACTORS = {"div": -1, "mul": 1}
 _THROUGH = frozenset(
     """
-    add cat clone contiguous expand flatten getitem index_select movedim neg permute reshape select
-    slice split_with_sizes squeeze sub to transpose unbind unflatten unsqueeze view
+    add amax amin cat clone contiguous expand flatten getitem index_select mean movedim neg permute
+    relu reshape select slice split_with_sizes squeeze sub sum to transpose unbind unflatten
+    unsqueeze view
     """.split()  # noqa: SIM905
 )
-"""Operators by which a multiple of their input stays one."""
+"""Operators by which a positive multiple of their input stays one."""
 _ROWS = ((1, 0), (2, 0))
 _ANCHORS: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
     "addmm": (-1, ((2, 1), (0, 0))),

@@ -9,7 +9,7 @@ decides between them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,16 +132,17 @@ def _decide(cls: type, place: Place, values: dict[str, int], evidence: Evidence)
         for path, old in values.items()
     }
     keys = {key for findings in fitting.values() for key in findings}
-    valid = [key for key in keys if _holds_everywhere(key, values, evidence)]
+    valid = {key for key in keys if _holds_everywhere(key, values, evidence)}
     unchanged = tuple(values.items())
+    together = _best_of_each(values, {p: _only(found, valid) for p, found in fitting.items()})
     votes: dict[Option, list[int]] = {unchanged: []}
     for key in valid:
-        option = tuple(
-            (path, fitting[path][key].new if key in fitting[path] else old)
-            for path, old in values.items()
-        )
-        ranks = [findings[key].rank for findings in fitting.values() if key in findings]
-        votes.setdefault(option, []).append(min(ranks))
+        news = {path: findings[key].new for path, findings in fitting.items() if key in findings}
+        rank = min(findings[key].rank for findings in fitting.values() if key in findings)
+        votes.setdefault(tuple((values | news).items()), []).append(rank)
+        # A key need not occur in every module: what others say of the rest completes it.
+        if (values | dict(together) | news) == dict(together) != values:
+            votes.setdefault(together, []).append(rank)
     votes.setdefault(_best_of_each(values, fitting), [])
     ordered = sorted(
         votes, key=lambda option: (*_strength(votes[option]), option == unchanged, option)
@@ -149,6 +150,10 @@ def _decide(cls: type, place: Place, values: dict[str, int], evidence: Evidence)
     if ordered == [unchanged]:
         return None
     return Decision(cls.__name__, place, tuple(ordered), _is_firm([votes[o] for o in ordered]))
+
+
+def _only(findings: dict[Key, Finding], keys: Collection[Key]) -> dict[Key, Finding]:
+    return {key: finding for key, finding in findings.items() if key in keys}
 
 
 def _is_firm(votes: list[list[int]]) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from math import prod
+from operator import le
 from typing import Any
 
 from torch import fx
@@ -134,19 +135,30 @@ def _total(parts: Iterable[Expr]) -> int:
 def _product_runs(old: Product, new: Expr) -> Iterator[tuple[Key, int, int]]:
     if len(old.parts) > _MOST_PARTS:
         return
-    parts = new.parts if isinstance(new, Product) else (new,)
-    count = len(old.parts)
-    # A factor of which one unit is left is gone from the expression; which one it was stays open.
-    for kept in combinations(range(count), min(len(parts), count)):
-        if len(parts) > count:
-            return
-        sizes = [1] * count
-        for index, part in zip(kept, parts, strict=True):
-            sizes[index] = part.size
-        for start in range(count):
-            for end in range(start + 1, count + 1):
-                size = prod(part.size for part in old.parts[start:end])
-                yield ("run", kept, start, end), size, prod(sizes[start:end])
+    before = [part.size for part in old.parts]
+    after = [part.size for part in (new.parts if isinstance(new, Product) else (new,))]
+    readings = list(_alignments(before, after))
+    for kept, sizes in readings:
+        # Where it is clear which factors are left, modules that lost one and modules that did not
+        # are told by one rule.
+        reading = kept if len(readings) > 1 else ()
+        for start in range(len(before)):
+            for end in range(start + 1, len(before) + 1):
+                key = ("run", reading, start, end)
+                yield key, prod(before[start:end]), prod(sizes[start:end])
+
+
+def _alignments(before: list[int], after: list[int]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+    """What the factors of an axis may have become.
+
+    One of which a single unit is left is gone from the expression. None has grown.
+    """
+    for kept in combinations(range(len(before)), min(len(after), len(before))):
+        sizes = [1] * len(before)
+        for index, size in zip(kept, after, strict=False):
+            sizes[index] = size
+        if len(after) <= len(before) and all(map(le, sizes, before)):
+            yield kept, sizes
 
 
 def _argument_findings(
