@@ -4,6 +4,7 @@ raises is a result as well.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from fxcompress.rewrite import Kept, rewrite
 
 Figures = dict[str, Any]
 DIRECTIONS = (".weight_v", "parametrizations.weight.original1")
+THEIRS = "torch-pruning"
 EVERY = fx.passes.RandomPruning(ratio=RATIO, round_to=1, seed=1)
 EXACT = fx.passes.RandomPruning(ratio=RATIO, round_to=1, seed=2, exact_only=True)
 
@@ -198,8 +200,18 @@ def write_back(case: Case) -> Figures:
     """The user's own class with the smaller parameters; the compiler's own gate compares it."""
     _, small, _ = case.staged
     start = time.process_time()
-    written = small.write_back(case.model)
+    try:
+        written = small.write_back(case.model)
+    except fx.WriteBackError as error:
+        return {"failed": type(error).__name__, "says": _without_advice(str(error))}
     return {"params": count(written), "seconds": round(time.process_time() - start, 2)}
+
+
+def _without_advice(message: str) -> str:
+    """What a class does wrong, with the line and the attributes, and without the ways out."""
+    lines = [line.strip() for line in message.splitlines()]
+    told = "; ".join(lines[:-1] if len(lines) > 1 else lines)
+    return re.sub(r"\S*/site-packages/", "", told.replace('"', ""))[:700]
 
 
 def torch_pruning(case: Case) -> Figures:
@@ -251,5 +263,5 @@ PARTS: Mapping[str, Callable[[Case], Figures]] = {
     "onnx": onnx,
     "write back": write_back,
     "exact": exact,  # turns the model to double precision: after all that needs single
-    "torch-pruning": torch_pruning,  # spoils the model: run on one of its own
+    THEIRS: torch_pruning,  # spoils the model: run on one of its own
 }

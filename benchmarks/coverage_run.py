@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 Records = dict[str, dict[str, dict[str, Any]]]
@@ -17,12 +18,14 @@ Records = dict[str, dict[str, dict[str, Any]]]
 class Runs:
     """Figures in a file of JSON lines; the last line of a model and part counts.
 
-    Processes are forked from a server that has imported torch once, with one thread each.
+    Processes are forked from a server that has imported torch once, with one thread each. Several
+    models may be measured at once, from threads.
     """
 
-    def __init__(self, path: Path, zoo: Path, limit: float) -> None:
-        self.path, self.zoo, self.limit = path, zoo, limit
+    def __init__(self, path: Path, zoo: Path, limits: Mapping[str, float]) -> None:
+        self.path, self.zoo, self.limits = path, zoo, limits
         self.records: Records = {}
+        self.lock = Lock()
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 self._note(json.loads(line))
@@ -35,41 +38,51 @@ class Runs:
         return [p for p in parts if p not in known or (again and "failed" in known[p])]
 
     def measure(self, name: str, parts: Sequence[str]) -> Mapping[str, Any]:
-        """Run the parts in a new process and keep what it sends."""
+        """Run the parts and keep what they find; one that ends its process costs only itself."""
+        left = list(parts)
+        while left:
+            left = self._in_a_process(name, left)
+        return self.records[name]
+
+    def _in_a_process(self, name: str, parts: list[str]) -> list[str]:
+        """Run parts in a new process until one ends it; gives those that were not begun."""
         from coverage_worker import work
 
         here, there = self.context.Pipe(duplex=False)
         process = self.context.Process(target=work, args=(name, self.zoo, list(parts), there))
         process.start()
         there.close()
-        left = list(parts)
-        while left:
-            part, figures = self._received(here, process, left)
-            left.remove(part)
+        for position, part in enumerate(parts, 1):
+            figures, ended = self._received(here, process, self.limits[part])
             self._write({"model": name, "part": part} | figures)
+            if ended:
+                return parts[position:]
         process.join(10)
         if process.is_alive():
             process.kill()
         process.join()
-        return self.records[name]
+        return []
 
-    def _received(self, here: Connection, process: Any, left: list[str]) -> Any:
-        """What comes next, or why nothing comes any more: then all parts left have failed."""
+    def _received(
+        self, here: Connection, process: Any, limit: float
+    ) -> tuple[dict[str, Any], bool]:
+        """The figures that come next, or why none come any more; and whether the process ended."""
         start = time.monotonic()
         try:
-            if here.poll(self.limit):
-                return here.recv()
-            reason = "TimeLimit", f"took longer than {self.limit:.0f} s"
+            if here.poll(limit):
+                return here.recv(), False
+            reason = "TimeLimit", f"took longer than {limit:.0f} s"
         except EOFError:
             process.join()
             reason = "Died", f"the process ended with code {process.exitcode}"
         process.kill()
+        process.join()
         wall = round(time.monotonic() - start, 1)
-        return left[0], {"failed": reason[0], "says": reason[1], "wall": wall}
+        return {"failed": reason[0], "says": reason[1], "wall": wall}, True
 
     def _write(self, record: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.lock, self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._note(record)
 

@@ -19,14 +19,14 @@ HERE = Path(__file__).resolve().parent
 
 
 def work(name: str, folder: Path, parts: Sequence[str], sent: Connection) -> None:
-    """Send (part, figures) for every part."""
+    """Send the figures of the parts, one after another, in the order given."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     case = Case(name, folder)
-    for part in (part for part in PARTS if part in parts):
+    for part in parts:
         if part == "torch-pruning":
             case = Case(name, folder)
-        sent.send((part, found(case, part)))
+        sent.send(found(case, part))
     sent.close()
 
 
