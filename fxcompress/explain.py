@@ -18,6 +18,15 @@ from fxcompress.groups import ChannelGroup
 
 def explain_groups(groups: Sequence[ChannelGroup], pattern: str) -> str:
     """The groups that hold a parameter of this name, or that are called so."""
+    return "\n".join(group.explain() for group in matching_groups(groups, pattern))
+
+
+def matching_groups(groups: Sequence[ChannelGroup], pattern: str) -> list[ChannelGroup]:
+    """The groups that fit a glob by their name or by a parameter they hold.
+
+    Raises:
+        PlanError: There is none; with the nearest names.
+    """
     found = [
         group
         for group in groups
@@ -31,7 +40,27 @@ def explain_groups(groups: Sequence[ChannelGroup], pattern: str) -> str:
         raise PlanError(
             f"no group holds {pattern!r}; the nearest names are {_near(pattern, names)}"
         )
-    return "\n".join(group.explain() for group in found)
+    return found
+
+
+def shared_groups(
+    coupling: Coupling, groups: Sequence[ChannelGroup], first: str, second: str
+) -> list[ChannelGroup]:
+    """The groups whose units two parameters share.
+
+    Raises:
+        PlanError: There is no parameter of that name.
+    """
+    _require(coupling, first, second)
+    factors = {factor for own in _shared(coupling, first, second).values() for factor in own}
+    return [group for group in groups if group.factor in factors]
+
+
+def _require(coupling: Coupling, *names: str) -> None:
+    for name in names:
+        if name not in coupling.parameters:
+            near = _near(name, coupling.parameters)
+            raise PlanError(f"the graph reads no parameter {name!r}; the nearest are {near}")
 
 
 def explain_path(coupling: Coupling, first: str, second: str) -> str:
@@ -40,10 +69,7 @@ def explain_path(coupling: Coupling, first: str, second: str) -> str:
     Raises:
         PlanError: There is no parameter of that name.
     """
-    for name in (first, second):
-        if name not in coupling.parameters:
-            near = _near(name, coupling.parameters)
-            raise PlanError(f"the graph reads no parameter {name!r}; the nearest are {near}")
+    _require(coupling, first, second)
     shared = _shared(coupling, first, second)
     if not shared:
         return f"{first} and {second} share no units: they do not move together"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxcompress import io
 from fxcompress.cost import Cost, CostModel, cost_model
 from fxcompress.coupling import couple
-from fxcompress.explain import explain_groups, explain_path
+from fxcompress.explain import explain_groups, explain_path, matching_groups, shared_groups
 from fxcompress.finalize import finalize
 from fxcompress.graph import CapturedModule, clone_graph
 from fxcompress.groups import Analysis, ChannelGroup
@@ -124,6 +124,31 @@ class Program:
         if second is None:
             return explain_groups(self.groups, first)
         return explain_path(self.analysis.coupling, first, second)
+
+    def draw(
+        self, path: str | Path, group: str | None = None, *, ties: tuple[str, str] | None = None
+    ) -> Path:
+        """Draw what moves together, as a file that ends in ``.svg``, ``.png`` or ``.pdf``.
+
+        Args:
+            path: Where to.
+            group: A glob of groups or parameters, at most 12 groups: the layers of each group and
+                the operators that tie them. By default all groups, and which layers read one and
+                write another.
+            ties: Two parameters: the groups that both hold, with the two marked.
+
+        Raises:
+            PlanError: No group fits, too many do, or the format is not known.
+        """
+        from fxcompress.drawing import draw_groups, draw_overview  # matplotlib is slow to import
+
+        if ties is not None:
+            found = shared_groups(self.analysis.coupling, self.groups, *ties)
+        elif group is not None:
+            found = matching_groups(self.groups, group)
+        else:
+            return draw_overview(self.groups, self.report.model or "program", path)
+        return draw_groups(self.module, self.analysis.coupling, found, path, ties or (group or "",))
 
     def finalize(self) -> Program:
         """The same program with every mask and reparametrisation folded into plain parameters."""

@@ -80,6 +80,15 @@ def test_explain_names_the_operation_that_ties(net: str) -> None:
     assert "head" in alone["explanation"]
 
 
+def test_pictures_are_drawn_on_request(net: str, tmp_path: Path) -> None:
+    every, some, ties = (tmp_path / f"{name}.svg" for name in ("every", "some", "ties"))
+    assert data("inspect", net, "--svg", every)["drawing"] == str(every)
+    data("inspect", net, "--svg", some, "--group", "blocks.*")
+    found = data("explain", net, "stem.weight", "blocks.0.conv2.weight", "--svg", ties)
+    assert found["drawing"] == str(ties)
+    assert len({path.read_bytes() for path in (every, some, ties)}) == 3
+
+
 def test_a_plan_predicts_what_compiling_gives_and_writes_nothing(net: str, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     planned = data("plan", net, "--flops", "0.5", "--round-to", 4)
@@ -112,6 +121,14 @@ def test_a_kind_of_group_is_shown_and_may_be_asked_for(net: str) -> None:
 
     assert {kinds[group["name"]] for group in planned["passes"][0]["groups"]} == {"residual"}
     assert "residual" in run("inspect", net).stdout
+
+
+def test_the_units_that_go_may_be_chosen_exactly(net: str) -> None:
+    planned = data("plan", net, "--flops", 0.5, "--exact")
+
+    assert "allocation='exact'" in planned["passes"][0]["repr"]
+    assert planned["left"]["flops"] <= 0.5
+    assert "exclude each other" in run("plan", net, "--flops", 0.5, "--exact", "--global").stderr
 
 
 def test_compile_writes_what_was_asked_for(net: str, tmp_path: Path) -> None:

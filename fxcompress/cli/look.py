@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,10 @@ from fxcompress.groups import ChannelGroup
 from fxcompress.program import Program
 
 _SHOWN = 3
+Svg = Annotated[
+    Path | None,
+    typer.Option(help="Draw it too, to a file that ends in .svg, .png or .pdf."),
+]
 
 
 def inspect(
@@ -32,6 +37,10 @@ def inspect(
     static: options.Static = False,
     probe: options.Probe = False,
     seed: options.Seed = 0,
+    svg: Svg = None,
+    group: Annotated[
+        str | None, typer.Option(help="Glob of groups or parameters to draw instead of all.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Show the channel groups of a model, its costs, and what may not shrink and why."""
@@ -39,7 +48,8 @@ def inspect(
 
     def work(tell: Tell) -> Answer:
         program = request.program(tell)
-        return Answer(_described(program, model), _shown(program, frozen))
+        drawn = {} if svg is None else {"drawing": str(program.draw(svg, group))}
+        return Answer({**_described(program, model), **drawn}, _shown(program, frozen))
 
     answer(work, as_json=json)
 
@@ -56,14 +66,19 @@ def explain(
     static: options.Static = False,
     probe: options.Probe = False,
     seed: options.Seed = 0,
+    svg: Svg = None,
     json: options.Json = False,
 ) -> None:
     """Say which groups hold a parameter, or why two parameters have to shrink together."""
     request = Request(model, inputs, weights, seed, static, pin, probe)
 
     def work(tell: Tell) -> Answer:
-        text = request.program(tell).explain(first, second)
+        program = request.program(tell)
+        text = program.explain(first, second)
         data = {"model": model, "first": first, "second": second, "explanation": text}
+        if svg is not None:
+            ties = None if second is None else (first, second)
+            data["drawing"] = str(program.draw(svg, first, ties=ties))
         return Answer(data, Text(text))
 
     answer(work, as_json=json)
