@@ -151,12 +151,12 @@ class _Recorder:
             return None
         if not value.requires_grad:
             value = value.detach().requires_grad_()
-        kept = value.detach().clone() if node in self.written else value
+        kept = value.detach().clone() if node.name in self.written else value
         self.values[node.name] = kept
         for first, second, tap in self.places:
             if second == node.name:
                 value.register_hook(_hook(self._value(first, second), tap))
-        return value.clone() if node in self.written else value
+        return value.clone() if node.name in self.written else value
 
     def _value(self, first: str, second: str) -> Tensor:
         if first not in self.values:
@@ -179,11 +179,11 @@ def _pair(place: Place) -> tuple[str, str]:
     return (place, place) if isinstance(place, str) else place
 
 
-def _written(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose memory a later one writes to."""
+def _written(graph: fx.Graph) -> set[str]:
+    """The names of the nodes whose memory a later one writes to."""
     classes = alias_classes(graph)
     roots = {classes[source] for node in graph.nodes for source in mutated_inputs(node)}
-    return {node for node in graph.nodes if classes[node] in roots}
+    return {node.name for node in graph.nodes if classes[node] in roots}
 
 
 def _leaves(program: Program, parameters: Collection[str] | None, who: str) -> dict[str, Tensor]:
