@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fxcompress.curves import Curves
 from fxcompress.groups import ChannelGroup
 from fxcompress.projection import Choice
 
@@ -125,10 +126,13 @@ class Plan:
     Attributes:
         edits: At most one `Project` for a group, and one other edit for a parameter.
         notes: Sentences for the report.
+        curves: The score that each group would keep at each width, where scores of groups were
+            compared; the widths chosen are marked. ``plan.curves.plot(path)`` draws them.
     """
 
     edits: tuple[Edit, ...]
     notes: tuple[str, ...] = ()
+    curves: Curves | None = None
 
     @property
     def widths(self) -> dict[ChannelGroup, int]:

@@ -6,12 +6,13 @@ A *member* is one axis of a parameter that holds the units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fxcompress.budget.normalise import NORMALISERS, Normaliser, lamp, normalised
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup, Site
@@ -19,10 +20,25 @@ from fxcompress.program import Program
 from fxcompress.projection import unit_rows
 from fxcompress.rules import Role
 
+__all__ = [
+    "AGGREGATES",
+    "NORMALISERS",
+    "ROLES",
+    "Aggregate",
+    "Normaliser",
+    "check_options",
+    "combined",
+    "entries_of",
+    "is_bias",
+    "lamp",
+    "members_of",
+    "normalised",
+    "one_of",
+    "weights_of",
+]
+
 Aggregate = Literal["mean", "sum", "max", "first"]
-Normaliser = Literal["mean", "max", "sum", "lamp", "zscore", "none"]
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "sum", "max", "first")
-NORMALISERS: tuple[Normaliser, ...] = ("mean", "max", "sum", "lamp", "zscore", "none")
 
 ROLES: tuple[Role, ...] = ("produce", "contract", "affine", "table")
 """Roles in which an axis can be a member; statistics are measured and not learned."""
@@ -62,44 +78,6 @@ def combined(each: Sequence[Tensor], aggregate: Aggregate) -> Tensor:
     if aggregate == "max":
         return together.amax(0)
     return together.sum(0) if aggregate == "sum" else together.mean(0)
-
-
-def normalised(score: Tensor, normaliser: Normaliser) -> Tensor:
-    """Scores of one group, made comparable to those of others.
-
-    ``mean``, ``max`` and ``sum`` divide by it, ``zscore`` takes the mean away and divides by the
-    standard deviation, ``lamp`` is `lamp`. Scores that are all zero stay so.
-    """
-    if normaliser == "lamp":
-        return lamp(score)
-    if normaliser == "zscore":
-        spread = score.std(correction=0)
-        return (score - score.mean()) / spread if spread != 0 else score - score.mean()
-    if normaliser == "none":
-        return score
-    scale = _SCALES[normaliser](score)
-    return score / scale if scale != 0 else score
-
-
-def lamp(score: Tensor) -> Tensor:
-    """Each score over the sum of those that are not smaller, itself included; of equal ones the
-    first counts as the smaller.
-
-    With squared weights this is the layer-adaptive magnitude of Lee et al., 2021, eq. 4: the
-    largest gets 1, and the scale of a layer does not matter.
-
-    Args:
-        score: Not negative, of any shape; all entries are ranked together.
-    """
-    ordered, order = score.flatten().sort(stable=True)
-    above = ordered.flip(0).cumsum(0).flip(0)
-    share = torch.where(above > 0, ordered / above.clamp(min=torch.finfo(above.dtype).tiny), 0.0)
-    return torch.zeros_like(share).scatter_(0, order, share).reshape(score.shape)
-
-
-_SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "mean": torch.mean, "max": torch.max, "sum": torch.sum,
-}  # fmt: skip
 
 
 def one_of(name: str, value: object, choices: Sequence[object]) -> None:

@@ -21,6 +21,7 @@ from fxcompress.budget import (
     by_ratio,
     check_globs,
     names_of,
+    normalised,
     scope_of,
 )
 from fxcompress.budget.options import Recipe
@@ -43,7 +44,7 @@ class Criterion(Protocol):
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         """Scores of shape (cells, units); the larger, the more a unit matters.
 
-        For a budget with global allocation, the scores of all groups are compared.
+        For a budget with global or exact allocation, the scores of all groups are compared.
         """
 
 
@@ -109,7 +110,8 @@ class StructuredPass(Sizing):
             score = scores.get(group)
             found = _score(criterion, program, group) if score is None else score
             edits.add(group, best(found, width))
-        return Plan(edits.all, (*allocation.notes, *getattr(reconstruction, "notes", ())))
+        notes = (*allocation.notes, *getattr(reconstruction, "notes", ()))
+        return Plan(edits.all, notes, allocation.curves)
 
     def _prepared(
         self, program: Program, groups: Sequence[ChannelGroup]
@@ -129,10 +131,12 @@ class StructuredPass(Sizing):
         if self.budget is None:
             assert self.ratio is not None
             return by_ratio(scope, limits, self.ratio), {}
-        scores = {}
-        if self.budget.allocation == "global":
-            scores = {group: _score(criterion, program, group) for group in scope.groups}
-        return by_budget(scope, limits, self.budget, program.cost, scores or None), scores
+        if self.budget.allocation == "uniform":
+            return by_budget(scope, limits, self.budget, program.cost), {}
+        scores = {group: _score(criterion, program, group) for group in scope.groups}
+        how = self.budget.normaliser
+        compared = {group: normalised(score, how) for group, score in scores.items()}
+        return by_budget(scope, limits, self.budget, program.cost, compared), scores
 
 
 class _Edits:

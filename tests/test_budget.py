@@ -255,7 +255,7 @@ def test_a_budget_that_only_unrounded_widths_meet_is_met_unrounded() -> None:
         (lambda: Budget(flops=1.5), "flops=1.5: give the share"),
         (lambda: Budget(params=True), "params=True"),
         (lambda: Budget(bytes=float("nan")), "bytes=nan"),
-        (lambda: Budget(flops=0.5, allocation="local"), "'uniform' or 'global', got 'local'"),  # type: ignore[arg-type]
+        (lambda: Budget(flops=0.5, allocation="local"), "'global', 'exact', got 'local'"),  # type: ignore[arg-type]
         (lambda: Limits(max_ratio=0), "max_ratio"),
         (lambda: Limits(min_units=0), "min_units"),
         (lambda: Limits(round_to="ort-cp"), "did you mean 'ort-cpu'"),

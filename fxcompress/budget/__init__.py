@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from fxcompress.budget.allocation import Allocation, by_budget, by_ratio
+from fxcompress.budget.normalise import NORMALISERS, Normaliser, normalised
 from fxcompress.budget.options import Budget, Globs, Limits, Recipe, Sizing
 from fxcompress.budget.rounding import TARGETS
 from fxcompress.budget.scope import Scope, check_globs, matches, names_of, scope_of
 
 __all__ = [
+    "NORMALISERS",
     "TARGETS",
     "Allocation",
     "Budget",
     "Globs",
     "Limits",
+    "Normaliser",
     "Recipe",
     "Scope",
     "Sizing",
@@ -21,5 +24,6 @@ __all__ = [
     "check_globs",
     "matches",
     "names_of",
+    "normalised",
     "scope_of",
 ]

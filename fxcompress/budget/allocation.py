@@ -1,8 +1,9 @@
 """How many units every group keeps.
 
 For a budget, the families of groups are shrunk along one path to the first point that fits; what
-rounding leaves over is then spent on whole steps where they fit. The cost of every plan considered
-is evaluated, so the one returned fits for certain.
+rounding leaves over is then spent on whole steps where they fit. An exact allocation solves an
+integer program instead. The cost of every plan considered is evaluated, so the one returned fits
+for certain.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ from math import floor
 
 from torch import Tensor
 
+from fxcompress.budget.exact import Choice, most_score
 from fxcompress.budget.families import (
     Family,
     Path,
     Scores,
     find_families,
+    kept_scores,
     ranked,
     score_path,
     uniform_path,
 )
 from fxcompress.budget.floor import unreachable
 from fxcompress.budget.options import Budget, Limits
+from fxcompress.budget.polynomial import cost_polynomials
 from fxcompress.budget.rounding import rounded, step_of
 from fxcompress.budget.scope import Scope
 from fxcompress.cost import Cost, CostModel
+from fxcompress.curves import Curves
 from fxcompress.errors import BudgetError
 from fxcompress.groups import ChannelGroup
 
@@ -46,10 +51,13 @@ class Allocation:
     Attributes:
         widths: For the groups that lose units.
         notes: Sentences for the report.
+        curves: The score that each group would keep at each width, where scores were compared; the
+            widths chosen are marked.
     """
 
     widths: Mapping[ChannelGroup, int]
     notes: tuple[str, ...] = ()
+    curves: Curves | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +99,8 @@ def by_budget(
         limits: The limits that hold.
         budget: What may remain at most.
         cost: Costs of the program.
-        scores: Normalised scores of shape (cells, units), for a global allocation; None for a
-            uniform one.
+        scores: Normalised scores of shape (cells, units), for a global or exact allocation; None
+            for a uniform one.
 
     Raises:
         BudgetError: So little cannot be reached; the message says what can, and what is in the way.
@@ -103,11 +111,15 @@ def by_budget(
         return Allocation({}, ("the model is within the budget as it is",))
     path = uniform_path(families) if scores is None else score_path(families, scores)
     limits, words = search.possible(path, limits, scope)
-    sized = search.first_fit(path, limits)
-    ranks = None if scores is None else [ranked(family, scores) for family in families]
-    sized = search.filled(sized, ranks)
+    if budget.allocation == "exact" and scores is not None:
+        sized = search.best(limits, scores)
+    else:
+        sized = search.first_fit(path, limits)
+        ranks = None if scores is None else [ranked(family, scores) for family in families]
+        sized = search.filled(sized, ranks)
     notes = (*notes, *words, *_rounding_notes(families, sized, limits), search.achieved(sized))
-    return Allocation(_by_group(families, sized.widths), notes)
+    widths = _by_group(families, sized.widths)
+    return Allocation(widths, notes, None if scores is None else _curves(scores, widths))
 
 
 @dataclass(frozen=True)
@@ -164,6 +176,24 @@ class _Search:
                 low = middle
         return best
 
+    def best(self, limits: Limits, scores: Scores) -> Sized:
+        """The widths of largest total score that fit."""
+        options = [_options(family, limits) for family in self.families]
+        choices = [
+            Choice(tuple(own), tuple(kept_scores(family, scores)[list(own)].tolist()))
+            for family, own in zip(self.families, options, strict=True)
+        ]
+        numbers = {g.factor: n for n, family in enumerate(self.families) for g in family.groups}
+        polynomials = cost_polynomials(self.cost, numbers)
+        most = []
+        for name, asked in self.budget.asked.items():
+            limit = allowed(asked, getattr(self.dense, name))
+            pair = ("flops", 2 * limit + 1) if name == "macs" else (name, limit)
+            most.append((polynomials[pair[0]], pair[1]))
+        widths = most_score(choices, most, self.fits)
+        multiples = tuple(own[width] for own, width in zip(options, widths, strict=True))
+        return Sized(widths, widths, multiples)
+
     def filled(self, sized: Sized, ranks: Sequence[Tensor] | None) -> Sized:
         """Give back single steps of rounding while they fit: to the family that has kept the least
         of its units, or with `ranks` to the one whose next unit scores most.
@@ -207,6 +237,23 @@ def _by_group(families: Sequence[Family], widths: Sequence[int]) -> dict[Channel
         for group in family.groups
         if width < family.units
     }
+
+
+def _options(family: Family, limits: Limits) -> dict[int, int]:
+    """Every width that rounding leaves a family, ascending, and the multiple it comes from."""
+    plain = range(family.floor, family.units + 1)
+    pairs = (rounded(w, family.units, family.floor, family.span, limits.round_to) for w in plain)
+    return dict(sorted(pairs))
+
+
+def _curves(scores: Scores, widths: Mapping[ChannelGroup, int]) -> Curves:
+    lines = {}
+    for group, score in scores.items():
+        kept = kept_scores(Family((group,), 1), {group: score})
+        shares = tuple(width / group.units for width in range(group.units + 1))
+        lines[group.name] = (shares, tuple(kept.tolist()))
+    marks = {group.name: widths.get(group, group.units) / group.units for group in scores}
+    return Curves("share of units kept", "score kept", lines, marks)
 
 
 def _round(families: Sequence[Family], plain: tuple[int, ...], limits: Limits) -> Sized:

@@ -123,3 +123,10 @@ def ranked(family: Family, scores: Scores) -> Tensor:
     """
     own = torch.cat([scores[group].reshape(-1, family.units) for group in family.groups])
     return own.double().cpu().sort(dim=1, descending=True).values.mean(0)
+
+
+def kept_scores(family: Family, scores: Scores) -> Tensor:
+    """The total score that a family keeps with 0, 1 … all units, shape (units + 1,)."""
+    cells = sum(scores[group].numel() // family.units for group in family.groups)
+    ranks = ranked(family, scores) * cells
+    return torch.cat([ranks.new_zeros(1), ranks.cumsum(0)])

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
+from fxcompress.budget.normalise import NORMALISERS, Normaliser
 from fxcompress.budget.rounding import multiple_of
 from fxcompress.errors import BudgetError
 
-Allocation = Literal["uniform", "global"]
+Allocation = Literal["uniform", "global", "exact"]
+ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "global", "exact")
 Globs = str | tuple[str, ...]
 """Patterns of names; one alone may stand for a tuple of one."""
 QUANTITIES = ("flops", "params", "macs", "bytes")
@@ -108,7 +110,11 @@ class Budget(Limits):
         macs: Multiply-accumulates at the example inputs.
         bytes: Bytes of parameters and buffers.
         allocation: ``uniform`` removes the same share of every group; ``global`` removes the units
-            of least normalised score, wherever they are.
+            of least score, wherever they are, whatever each of them costs; ``exact`` keeps the
+            largest total score that fits, by integer programming over the widths of all groups.
+        normaliser: What makes the scores of groups comparable for the latter two: they are divided
+            by their ``mean``, ``max`` or ``sum``, standardised (``zscore``), or divided by the sum
+            of those not smaller (``lamp``). ``none`` compares them as the criterion gives them.
     """
 
     flops: float | int | None = None
@@ -116,6 +122,7 @@ class Budget(Limits):
     macs: float | int | None = None
     bytes: float | int | None = None
     allocation: Allocation = "uniform"
+    normaliser: Normaliser = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,8 +136,8 @@ class Budget(Limits):
                     f"{name}={value!r}: give the share that stays, in (0, 1], "
                     "or an absolute number as an int above 1"
                 )
-        if self.allocation not in ("uniform", "global"):
-            raise BudgetError(f"allocation is 'uniform' or 'global', got {self.allocation!r}")
+        _one_of("allocation", self.allocation, ALLOCATIONS)
+        _one_of("normaliser", self.normaliser, NORMALISERS)
 
     @property
     def asked(self) -> Mapping[str, float | int]:
@@ -172,6 +179,12 @@ class Sizing(Limits):
     def sizing(self) -> dict[str, Any]:
         """The arguments of this base class, to hand on to another pass."""
         return {each.name: getattr(self, each.name) for each in fields(Sizing)}
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        words = ", ".join(map(repr, known))
+        raise BudgetError(f"{name} is one of {words}, got {value!r}")
 
 
 def _globs(name: str, value: Globs) -> tuple[str, ...]:

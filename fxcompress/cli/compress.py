@@ -32,6 +32,7 @@ def plan(
     params: options.Params = None,
     size: options.Bytes = None,
     everywhere: options.Global = False,
+    exact: options.Exact = False,
     round_to: options.RoundTo = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
@@ -45,7 +46,9 @@ def plan(
     json: options.Json = False,
 ) -> None:
     """Say what passes would do to a model, and what the result would cost. Nothing is written."""
-    sizes = Sizes(ratio, flops, macs, params, size, everywhere, round_to, include, exclude, dims)
+    sizes = Sizes(
+        ratio, flops, macs, params, size, everywhere, round_to, include, exclude, dims, exact
+    )
     request = Request(model, inputs, weights, seed, static, pin, probe)
 
     def work(tell: Tell) -> Answer:
@@ -87,6 +90,7 @@ def compile(
     params: options.Params = None,
     size: options.Bytes = None,
     everywhere: options.Global = False,
+    exact: options.Exact = False,
     round_to: options.RoundTo = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
@@ -100,7 +104,9 @@ def compile(
     json: options.Json = False,
 ) -> None:
     """Compress a model, verify every pass, and save the program."""
-    sizes = Sizes(ratio, flops, macs, params, size, everywhere, round_to, include, exclude, dims)
+    sizes = Sizes(
+        ratio, flops, macs, params, size, everywhere, round_to, include, exclude, dims, exact
+    )
     request = Request(model, inputs, weights, seed, static, pin, probe)
 
     def work(tell: Tell) -> Answer:

@@ -85,6 +85,14 @@ Global = Annotated[
         rich_help_panel=_PASSES,
     ),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="Meet the budget with the widths that keep the largest total score of all.",
+        rich_help_panel=_PASSES,
+    ),
+]
 RoundTo = Annotated[
     str | None,
     typer.Option(

@@ -13,7 +13,7 @@ from fxcompress.cli.answers import Tell
 from fxcompress.cli.views import cost_of, cost_table, shapes, table
 from fxcompress.compiler import apply
 from fxcompress.cost import Cost
-from fxcompress.plan import Plan, Project
+from fxcompress.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.program import Pass, Program
 
 
@@ -105,5 +105,9 @@ def _step(one: Pass, plan: Plan) -> Step:
         (group.name, group.kind, group.cells, group.units, width)
         for group, width in plan.widths.items()
     )
-    rewritten = tuple(edit.parameter for edit in plan.edits if not isinstance(edit, Project))
+    rewritten = tuple(_weight(edit) for edit in plan.edits if not isinstance(edit, Project))
     return Step(repr(one), widths, rewritten, plan.notes)
+
+
+def _weight(edit: Replace | Reparametrize | Offset) -> str:
+    return edit.weight if isinstance(edit, Offset) else edit.parameter

@@ -36,6 +36,7 @@ class Sizes:
     include: Sequence[str] | None = None
     exclude: Sequence[str] | None = None
     dims: Sequence[str] | None = None
+    exact: bool = False
 
     def options(self) -> dict[str, Any]:
         """Those given, as keyword arguments of a pass.
@@ -47,11 +48,17 @@ class Sizes:
         asked: dict[str, Any] = {
             name: _number(getattr(self, name)) for name in names if getattr(self, name)
         }
-        if self.everywhere and not asked:
-            raise typer.BadParameter("--global needs a budget; give --flops, say")
+        if (self.everywhere or self.exact) and not asked:
+            flag = "--exact" if self.exact else "--global"
+            raise typer.BadParameter(f"{flag} needs a budget; give --flops, say")
+        if self.everywhere and self.exact:
+            raise typer.BadParameter("--global and --exact exclude each other")
         found: dict[str, Any] = {}
         if asked:
-            found["budget"] = Budget(**asked, allocation="global" if self.everywhere else "uniform")
+            asked["allocation"] = (
+                "exact" if self.exact else "global" if self.everywhere else "uniform"
+            )
+            found["budget"] = Budget(**asked)
         if self.ratio is not None:
             found["ratio"] = self.ratio
         if self.round_to is not None:
