@@ -7,6 +7,7 @@ from fxcompress.passes.fold_batchnorm import FoldBatchNorm
 from fxcompress.passes.folding import Folding
 from fxcompress.passes.fpgm import FPGMPruning, MedianDistance
 from fxcompress.passes.group_norm import CoupledNorm, GroupNormPruning
+from fxcompress.passes.ippro import IPPRO, PROscore
 from fxcompress.passes.lamp import LAMPPruning, LayerAdaptiveMagnitude
 from fxcompress.passes.least_squares import LeastSquares, LeastSquaresPruning
 from fxcompress.passes.magnitude import Magnitude, MagnitudePruning
@@ -14,6 +15,7 @@ from fxcompress.passes.nm_sparsity import NMSparsity
 from fxcompress.passes.projective import Projective, ProjectivePruning
 from fxcompress.passes.random import RandomPruning, Uniform
 from fxcompress.passes.recalibrate import RecalibrateBatchNorm
+from fxcompress.passes.slicegpt import PrincipalAxes, SliceGPT
 from fxcompress.passes.slimming import BatchNormScale, SlimmingPruning
 from fxcompress.passes.structured import Criterion, Reconstruction, Selection, StructuredPass
 from fxcompress.passes.taylor import Taylor, TaylorPruning
@@ -22,6 +24,7 @@ from fxcompress.passes.tune_norms import TuneNorms
 from fxcompress.passes.wanda import WandaPruning, WeightTimesInput
 
 __all__ = [
+    "IPPRO",
     "BatchNormScale",
     "CoupledNorm",
     "Criterion",
@@ -39,12 +42,15 @@ __all__ = [
     "MagnitudePruning",
     "MedianDistance",
     "NMSparsity",
+    "PROscore",
+    "PrincipalAxes",
     "Projective",
     "ProjectivePruning",
     "RandomPruning",
     "RecalibrateBatchNorm",
     "Reconstruction",
     "Selection",
+    "SliceGPT",
     "SlimmingPruning",
     "StructuredPass",
     "Taylor",
