@@ -1,0 +1,181 @@
+"""RMS norms on a stream of units, and whether the rest of the graph may see the stream rotated.
+
+A rotation of the stream is undone by every linear map that reads it, made by every map that writes
+it, and not seen by Σ x². Nothing else may look at single units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxcompress.axes import Factor, leaves
+from fxcompress.errors import PlanError
+from fxcompress.graph import parameter_of, shape_of
+from fxcompress.groups import ChannelGroup
+from fxcompress.program import Program
+from fxcompress.rules.schema import arguments, dims, packet_of
+
+CASTS = frozenset(f"aten::{name}" for name in ("to", "_to_copy", "type_as", "float"))
+MOVES = CASTS | {
+    f"aten::{name}"
+    for name in (
+        "alias", "clone", "contiguous", "dropout", "expand", "flatten", "index", "permute",
+        "reshape", "select", "slice", "squeeze", "transpose", "unflatten", "unsqueeze", "view",
+    )
+}  # fmt: skip
+"""What hands units on as they are (dropout in evaluation)."""
+SUMS = frozenset(f"aten::{name}" for name in ("add", "add_", "sub", "sub_"))
+SCALINGS = frozenset(f"aten::{name}" for name in ("mul", "mul_", "div", "div_", "neg"))
+MAPS = frozenset(("aten::linear", "aten::embedding"))
+
+
+@dataclass(frozen=True)
+class StreamNorm:
+    """One RMS norm: output = gain * source / √(mean(source²) + ε).
+
+    Attributes:
+        source: The node it reads.
+        output: The node that holds the result.
+        gain: The name of its scale, if it has one.
+        nodes: All nodes it is made of.
+    """
+
+    source: fx.Node
+    output: fx.Node
+    gain: str | None
+    nodes: frozenset[fx.Node]
+
+
+def stream_norms(program: Program, group: ChannelGroup) -> tuple[StreamNorm, ...]:
+    """The RMS norms over the units of `group`, fused or spelled out, in the graph's order."""
+    found: list[StreamNorm] = []
+    for node in program.module.graph.nodes:
+        norm = _fused(node) if packet_of(node) == "aten::rms_norm" else None
+        norm = _spelled_out(node) if packet_of(node) == "aten::rsqrt" else norm
+        if norm is not None and _holds(program, norm.source, group.factor):
+            found.append(norm)
+    return tuple(found)
+
+
+def handed_on_by(node: fx.Node) -> fx.Node:
+    """The node whose units `node` only hands on: itself, or what stands before moves and casts."""
+    while packet_of(node) in MOVES:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def check_rotates(program: Program, group: ChannelGroup, norms: Iterable[StreamNorm]) -> None:
+    """Refuse a stream of which something looks at single units.
+
+    Raises:
+        PlanError: Naming the node, and what to do.
+    """
+    own = {node for norm in norms for node in norm.nodes}
+    if group.cells > 1 or group.span > 1:
+        raise PlanError(f"group {group.name} is no stream of single units; leave it out")
+    for node in program.module.graph.nodes:
+        if node.op == "call_function" and node not in own and not _rotates(program, group, node):
+            words = "LayerNorm subtracts a mean over the units: " if _is_layer_norm(node) else ""
+            raise PlanError(
+                f"group {group.name} cannot be rotated: {words}node '{node.name}' ({node.target}) "
+                "looks at its units one by one; only RMS norms, sums and linear maps may touch a "
+                "stream that is sliced. Leave it out with exclude="
+            )
+
+
+def _is_layer_norm(node: fx.Node) -> bool:
+    return packet_of(node) in ("aten::layer_norm", "aten::native_layer_norm")
+
+
+def _rotates(program: Program, group: ChannelGroup, node: fx.Node) -> bool:
+    """Whether a node treats a rotated stream as it does the stream."""
+    factor, packet = group.factor, packet_of(node)
+    operands = [n for n in node.all_input_nodes if _holds(program, n, factor)]
+    if not operands and not _holds(program, node, factor):
+        return True
+    axes = program.analysis.coupling.axes.get(node.name, ())
+    if any(factor in leaves(expr) and expr is not factor for expr in axes):
+        return False  # cut into parts
+    if packet in SUMS:
+        return len(operands) == 2
+    if packet in SCALINGS:
+        return len(node.all_input_nodes) == 1
+    return packet in MOVES | MAPS
+
+
+def _holds(program: Program, node: fx.Node, factor: Factor) -> bool:
+    coupling = program.analysis.coupling
+    tensors = (coupling.axes.get(node.name, ()), *coupling.outputs.get(node.name, ()))
+    return any(factor in leaves(expr) for axes in tensors for expr in axes)
+
+
+# ---- recognition
+
+
+def _fused(node: fx.Node) -> StreamNorm | None:
+    named = arguments(node)
+    if len(named["normalized_shape"]) != 1:
+        return None
+    return StreamNorm(named["input"], node, parameter_of(named.get("weight")), frozenset((node,)))
+
+
+def _spelled_out(root: fx.Node) -> StreamNorm | None:
+    """``x * rsqrt(mean(x * x) + eps)`` and what it is scaled by; casts may stand anywhere."""
+    source = _squared(root)
+    product = _times(root, lambda other: other is source)
+    if source is None or product is None:
+        return None
+    scaled = _times(product, lambda other: parameter_of(other) is not None)
+    if scaled is None:
+        return StreamNorm(source, product, None, _between(source, product))
+    gain = next(filter(None, (parameter_of(_uncast(n)) for n in scaled.all_input_nodes)))
+    return StreamNorm(source, scaled, gain, _between(source, scaled))
+
+
+def _squared(root: fx.Node) -> fx.Node | None:
+    """The x of ``rsqrt(mean(x * x) + eps)``, with the mean over the last axis alone."""
+    steps = [root]
+    for packets in (("aten::add",), ("aten::mean",), ("aten::pow", "aten::mul", "aten::square")):
+        steps.append(_uncast(steps[-1].all_input_nodes[0]))
+        if packet_of(steps[-1]) not in packets or len(steps[-1].all_input_nodes) != 1:
+            return None
+    average, square = steps[-2:]
+    power = square.args[1] if packet_of(square) == "aten::pow" else 2
+    rank = len(shape_of(square))
+    named = arguments(average)
+    last = bool(named.get("keepdim")) and dims(named.get("dim"), rank) == (rank - 1,)
+    return _uncast(square.all_input_nodes[0]) if power == 2 and last else None
+
+
+def _times(node: fx.Node, fits: Callable[[fx.Node], bool]) -> fx.Node | None:
+    """The product of `node` and another operand that fits; casts aside."""
+    pending = [node]
+    while pending:
+        for user in pending.pop().users:
+            others = [n for n in map(_uncast, user.all_input_nodes) if n is not node]
+            if packet_of(user) in CASTS:
+                pending.append(user)
+            elif packet_of(user) == "aten::mul" and len(others) == 1 and fits(others[0]):
+                return user
+    return None
+
+
+def _uncast(node: fx.Node) -> fx.Node:
+    while packet_of(node) in CASTS:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _between(source: fx.Node, output: fx.Node) -> frozenset[fx.Node]:
+    """All nodes on the way from `source` to `output`."""
+    found: set[fx.Node] = set()
+    pending = [output]
+    while pending:
+        node = pending.pop()
+        if node is not source and node not in found and node.op == "call_function":
+            found.add(node)
+            pending += node.all_input_nodes
+    return frozenset(found)
