@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.budget import Recipe, Sizing
-from fxcompress.calibrate import observe
+from fxcompress.calibrate.observe import observe
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup
@@ -173,13 +173,18 @@ def _reading(
         base, key = handed_on_by(nodes[one.value]), (one.weight, one.site.dim)
         gain = gains.get(base)
         known = found.setdefault(key, gain)
-        same = known is gain or (None not in (known, gain) and torch.equal(known, gain))
-        if not same or (gain is None and base in inner):
+        if not _same(known, gain) or (gain is None and base in inner):
             raise PlanError(
                 f"group {group.name}: {one.weight} reads the stream after norms of different "
                 "gains, which it cannot take up; leave the stream out with exclude="
             )
     return {key: gain for key, gain in found.items() if gain is not None}
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)
 
 
 def _scaled(program: Program, name: str, dim: int, scale: Tensor) -> Replace:

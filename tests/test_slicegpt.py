@@ -95,11 +95,13 @@ def test_any_rotation_will_do(stream: Program, seed: int) -> None:
 
 def test_axes_in_which_nothing_lies_can_be_cut_without_loss(stream: Program) -> None:
     """A stream in a subspace keeps its norm divisor, so nothing shows (but for a share of eps)."""
-    net = randomize(Stream()).double()
+    net = Stream()
+    randomize(net).double()
     axes = torch.linalg.qr(normal(WIDTH, 5, seed=7).double()).Q
     with torch.no_grad():
-        net.embed.weight.copy_(net.embed.weight @ axes @ axes.mT)  # type: ignore[operator]
-        for down in net.down:  # type: ignore[union-attr]
+        net.embed.weight.copy_(net.embed.weight @ axes @ axes.mT)
+        for down in net.down:
+            assert isinstance(down, nn.Linear)
             down.weight.copy_(axes @ axes.mT @ down.weight)
             down.bias.copy_(axes @ axes.mT @ down.bias)
     found = fx.compile(net, (_tokens(),), task=[_tokens(4, 1)])
@@ -166,7 +168,8 @@ def test_layer_norm_is_refused() -> None:
 
 
 def test_a_tied_head_is_refused_with_the_way_out() -> None:
-    net = randomize(Stream())
+    net = Stream()
+    randomize(net)
     net.head.weight = net.embed.weight
     found = fx.compile(net, (_tokens(),), task=[_tokens()])
     with pytest.raises(PlanError, match=r"both writes and reads the stream.*untie it"):
