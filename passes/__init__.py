@@ -12,6 +12,7 @@ from fxcompress.passes.lamp import LAMPPruning, LayerAdaptiveMagnitude
 from fxcompress.passes.least_squares import LeastSquares, LeastSquaresPruning
 from fxcompress.passes.magnitude import Magnitude, MagnitudePruning
 from fxcompress.passes.nm_sparsity import NMSparsity
+from fxcompress.passes.progressive import progressive
 from fxcompress.passes.projective import Projective, ProjectivePruning
 from fxcompress.passes.random import RandomPruning, Uniform
 from fxcompress.passes.recalibrate import RecalibrateBatchNorm
@@ -61,4 +62,5 @@ __all__ = [
     "Uniform",
     "WandaPruning",
     "WeightTimesInput",
+    "progressive",
 ]
