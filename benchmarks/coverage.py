@@ -7,8 +7,8 @@
 
 Every model runs in a process of its own. What was measured is kept as lines of JSON beside the
 table, so that a stopped run goes on where it was; ``--again`` repeats what failed, ``--fresh``
-everything. A part that takes longer than ``--limit`` is reported as a failure; torch-pruning, which
-does not come to an end on two dozen of the models, has a limit of its own.
+everything. A part that takes more CPU seconds than ``--limit`` is reported as a failure;
+torch-pruning, which does not come to an end on two dozen of the models, has a limit of its own.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", help="names, instead of the whole zoo")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--limit", type=float, default=900, help="seconds for one part of a model")
-    parser.add_argument("--torch-pruning-limit", type=float, default=90, help="seconds for it")
+    parser.add_argument("--limit", type=float, default=900, help="CPU seconds for one part")
+    parser.add_argument("--torch-pruning-limit", type=float, default=60, help="CPU seconds for it")
     parser.add_argument("--jobs", type=int, default=1, help="models measured side by side")
     parser.add_argument("--again", action="store_true", help="repeat what failed")
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")

@@ -11,8 +11,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import psutil
+
 Records = dict[str, dict[str, dict[str, Any]]]
 """For each model and part, the figures."""
+
+STUCK = 20  # a process that does not compute either is given up after so many times its limit
 
 
 class Runs:
@@ -67,11 +71,12 @@ class Runs:
         self, here: Connection, process: Any, limit: float
     ) -> tuple[dict[str, Any], bool]:
         """The figures that come next, or why none come any more; and whether the process ended."""
-        start = time.monotonic()
+        start, busy = time.monotonic(), _cpu_seconds(process)
         try:
-            if here.poll(limit):
-                return here.recv(), False
-            reason = "TimeLimit", f"took longer than {limit:.0f} s"
+            while _cpu_seconds(process) - busy < limit and time.monotonic() - start < STUCK * limit:
+                if here.poll(1):
+                    return here.recv(), False
+            reason = "TimeLimit", f"took longer than {limit:.0f} CPU seconds"
         except EOFError:
             process.join()
             reason = "Died", f"the process ended with code {process.exitcode}"
@@ -89,3 +94,12 @@ class Runs:
     def _note(self, record: Mapping[str, Any]) -> None:
         figures = {key: value for key, value in record.items() if key not in ("model", "part")}
         self.records.setdefault(record["model"], {})[record["part"]] = figures
+
+
+def _cpu_seconds(process: Any) -> float:
+    """What a process has computed so far; nothing once it has ended."""
+    try:
+        times = psutil.Process(process.pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)
