@@ -220,10 +220,10 @@ def main() -> None:
         f"CIFAR-10 ResNet-20 (zero-padded shortcuts), top-1 on the first {bench.count} test "
         "images; channels inside all nine blocks, widths not rounded, nothing is trained. Folding "
         f"and recalibration see the same first {CALIBRATION} training images, mirrored and shifted "
-        "as in training, without labels. Clusters are k-means on raw filters (seed 0), and variances "
-        "of merged channels are the exact ones, from the images, unless a name says otherwise. "
-        "Pruning keeps the k filters of largest norm; the "
-        "special fold keeps those and merges all others (k + 1 filters), and the theorem says that "
+        "as in training, without labels. Clusters are k-means on raw filters (seed 0), and the "
+        "variances of merged channels are the exact ones, from the images, unless a name says "
+        "otherwise. Pruning keeps the k filters of largest norm; the special fold keeps those and "
+        "merges all others (k + 1 filters), and the theorem says that "
         "it loses exactly the margin less."
     )
     body = sections(points, bench, wanted.ratios)

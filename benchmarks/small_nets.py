@@ -89,8 +89,8 @@ def pointnet() -> Subject:
         fx.Task(_batches(*test, 50), metric=_right_of_ten),
         ("none", "bn"),
         f"PointNet without T-nets, trained for 40 classes, on {len(test[0])} ModelNet10 test "
-        f"clouds (every second one), among its ten classes; methods and recalibration see {CALIBRATION} "
-        "training clouds.",
+        "clouds (every second one), among its ten classes; methods and recalibration see "
+        f"{CALIBRATION} training clouds.",
     )
 
 
