@@ -70,6 +70,7 @@ MODELS: dict[str, Callable[[], Example]] = {
     "fused_attention": _entry(seq.FusedAttention, *TOKENS),
     "chunked_attention": _entry(seq.ChunkedAttention, *TOKENS),
     "interleaved_attention": _entry(seq.InterleavedAttention, *TOKENS),
+    "multi_query_attention": _entry(seq.MultiQueryAttention, *TOKENS),
     "rotary_grouped_attention": _entry(seq.RotaryGroupedAttention, *TOKENS),
     "patch_merging": _entry(seq.PatchMerging, BATCH, 3, 16, 12),
     "tied_language_model": _tied_language_model,

@@ -127,6 +127,27 @@ class InterleavedAttention(nn.Module):
         return self.head(x + self.proj(attend(q, k, v)))  # type: ignore[no-any-return]
 
 
+class MultiQueryAttention(nn.Module):
+    """Falcon's attention: of 2 times 5 fused heads the last two are key and value, read by index.
+
+    Each serves the 3 query heads before it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Linear(5, 10), nn.Linear(10, 7)
+        self.qkv, self.proj = nn.Linear(10, 2 * 5 * 4), nn.Linear(6 * 4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        b, n, _ = x.shape
+        fused = self.qkv(x).view(b, n, 2, 5, 4)
+        q, k, v = fused[..., :-2, :], fused[..., [-2], :], fused[..., [-1], :]
+        k, v = torch.broadcast_to(k, q.shape), torch.broadcast_to(v, q.shape)
+        heads = (part.flatten(2, 3).transpose(1, 2) for part in (q, k, v))
+        return self.head(x + self.proj(attend(*heads)))  # type: ignore[no-any-return]
+
+
 class RotaryGroupedAttention(nn.Module):
     """LLaMA's attention: 2 key/value heads for 6 query heads, halves of head_dim rotated."""
 

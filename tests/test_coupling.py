@@ -105,6 +105,8 @@ def test_the_same_graph_gives_the_same_groups(name: str) -> None:
     ("name", "parameter", "axes"),
     [
         ("interleaved_attention", "qkv.weight", ["(5 [4 | 4 | 4])", "10"]),
+        ("multi_query_attention", "qkv.weight", ["(2 [(3 4) | 4 | 4])", "10"]),
+        ("multi_query_attention", "proj.weight", ["10", "(2 3 4)"]),
         ("rotary_grouped_attention", "q_proj.weight", ["(2 3 [2 | 2])", "10"]),
         ("rotary_grouped_attention", "k_proj.weight", ["(2 [2 | 2])", "10"]),
         ("rotary_grouped_attention", "v_proj.weight", ["(2 4)", "10"]),

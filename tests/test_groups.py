@@ -68,6 +68,13 @@ def test_a_norm_over_the_units_makes_them_inexact() -> None:
     assert exact == {"enter": False, "gate": True}
 
 
+def test_multi_query_heads_and_both_kinds_of_their_dims_are_groups() -> None:
+    groups = {g.kind: g for g in program("multi_query_attention").groups if "qkv" in g.name}
+    assert {(g.units, g.cells) for g in groups.values() if g.kind != "heads"} == {(4, 2)}
+    assert {"qk", "vo", "heads"} <= groups.keys()
+    assert not any(group.frozen for group in groups.values())
+
+
 def test_a_channel_shuffle_ties_the_halves_it_interleaves() -> None:
     held = [{site.parameter for site in g.sites} for g in program("channel_shuffle").groups]
     assert any(names >= {"stem.0.weight", "leave.0.weight", "tail.0.weight"} for names in held)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fxcompress.canonicalize.constants import fold_constants
 from fxcompress.canonicalize.fused import separate_fused_axes
 from fxcompress.canonicalize.order import sink_parameters
+from fxcompress.canonicalize.ranges import separate_fused_ranges, spell_out_ranges
 from fxcompress.canonicalize.spelling import (
     drop_aliases,
     pin_attention_scale,
@@ -29,7 +30,9 @@ REWRITES: tuple[Rewrite, ...] = (
     fold_constants,
     spell_out_splits,
     spell_out_squeezes,
+    spell_out_ranges,
     separate_fused_axes,
+    separate_fused_ranges,
     spell_out_integer_rsub,
     pin_attention_scale,
     sink_parameters,

@@ -14,7 +14,15 @@ from torch._ops import OpOverload
 
 from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
 from fxcompress.canonicalize.emit import emit
-from fxcompress.graph import MODE_FLAGS, CapturedModule, aten, is_free, set_tensor, tensor_of
+from fxcompress.graph import (
+    MODE_FLAGS,
+    CapturedModule,
+    aten,
+    is_free,
+    is_tensor,
+    set_tensor,
+    tensor_of,
+)
 
 _LARGEST = 64 * 2**20
 """Bytes. A larger constant is cheaper to compute again than to keep and to save."""
@@ -31,8 +39,11 @@ _UNDEFINED = {
     aten.new_empty_strided.default,
 }
 
-_LITERAL = re.compile(r"lifted_tensor_\d+")
+_LITERAL = re.compile(r"(.+\.)?lifted_tensor_\d+")
 """How torch.export names the tensors that a forward writes out as numbers."""
+
+_FOLDED = re.compile(r"_const_\d+")
+"""What `fold_constants` calls its buffers."""
 
 Snapshot = tuple[fx.Node, int]
 """A node and how often its memory had been written to when it was read."""
@@ -142,6 +153,17 @@ def _stand_in(node: fx.Node, source: fx.Node) -> Tensor:
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
 
 
+def constant_of(module: CapturedModule, node: object) -> Tensor | None:
+    """The tensor that `node` reads if it is the same in every call, else None.
+
+    Buffers of the model are not: loading a state may change them.
+    """
+    if not isinstance(node, fx.Node) or node.op != "get_attr" or not is_tensor(node):
+        return None
+    known = _LITERAL.fullmatch(str(node.target)) or _FOLDED.fullmatch(str(node.target))
+    return tensor_of(module, node) if known else None
+
+
 def _narrow(value: Tensor) -> Tensor:
     """One entry of every axis along which the tensor was only expanded."""
     for dim, stride in enumerate(value.stride()):
@@ -177,7 +199,8 @@ def _erase(module: CapturedModule, foldable: dict[fx.Node, None]) -> None:
             continue
         module.graph.erase_node(node)
         if node.op == "get_attr" and not _is_read(module, node.target):
-            delattr(module, str(node.target))
+            owner, _, leaf = str(node.target).rpartition(".")
+            delattr(module.get_submodule(owner), leaf)
 
 
 def _is_read(module: CapturedModule, name: object) -> bool:

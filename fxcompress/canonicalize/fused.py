@@ -27,7 +27,7 @@ from fxcompress.graph import CapturedModule, aten, dynamic_dims, is_tensor, shap
 _MOST_ENTRIES = 8
 """A longer axis is a range of like units (heads, positions), not a handful of different things."""
 
-_VIEWS = {aten.view.default, aten.reshape.default, aten.unflatten.int}
+VIEWS = {aten.view.default, aten.reshape.default, aten.unflatten.int}
 Labels = list[int]
 Add = Callable[..., fx.Node]
 
@@ -69,13 +69,13 @@ def _match(source: fx.Node) -> _Fused | None:
     dim, readers = taken
     chain: list[fx.Node] = []
     view = source
-    while view.target not in _VIEWS:
+    while view.target not in VIEWS:
         producer = view.args[0] if view.op == "call_function" and view.args else None
         if not isinstance(producer, fx.Node) or len(producer.users) != 1:
             return None
         chain.insert(0, view)
         view = producer
-    first = _first_new_axis(view)
+    first = first_new_axis(view)
     steps = _track(len(shape_of(view)), chain)
     if first is None or steps is None:
         return None
@@ -109,7 +109,7 @@ def _argument(node: fx.Node, position: int) -> int:
     return value
 
 
-def _first_new_axis(view: fx.Node) -> int | None:
+def first_new_axis(view: fx.Node) -> int | None:
     """The first of the axes that the last axis of the view's input became, if that is so."""
     source = view.args[0]
     assert isinstance(source, fx.Node)
@@ -161,7 +161,7 @@ def _move(node: fx.Node, labels: Labels, fresh: int) -> Labels | None:
 
 def _separate(graph: fx.Graph, match: _Fused) -> bool:
     """Emit the separated form; take it back and say no if it would lie in memory otherwise."""
-    prefix = _prefix(match)
+    prefix = prefix_of(match.view, match.first)
     if prefix is None:
         return False
     emitted: list[fx.Node] = []
@@ -173,7 +173,7 @@ def _separate(graph: fx.Graph, match: _Fused) -> bool:
     split = _split(match, prefix, add)
     pieces = [_piece(match, prefix, split, entry, reader, add) for reader, entry in match.readers]
     replacements = list(zip((reader for reader, _ in match.readers), pieces, strict=True))
-    if any(_layout(reader) != _layout(piece) for reader, piece in replacements):
+    if any(layout_of(reader) != layout_of(piece) for reader, piece in replacements):
         for node in reversed(emitted):
             graph.erase_node(node)
         return False
@@ -191,7 +191,7 @@ def _split(match: _Fused, prefix: list[Any], add: Add) -> fx.Node:
         source: Any = view.args[0]
         if math.prod(before) > 1:
             # The entries are not the slowest axis: (h 3 d) first becomes h times (3 d).
-            source = add(_spelling(view), source, [*prefix, *before, count * width])
+            source = add(spelling_of(view), source, [*prefix, *before, count * width])
         last = len(shape_of(source)) - 1
         return add(aten.split_with_sizes.default, source, [width] * count, last)
 
@@ -208,22 +208,22 @@ def _piece(
         # As text: two free axes may have the same size in the example.
         if str(list(piece.meta["val"].shape)) != str(wanted):
             inner = [size for dim, size in enumerate(sizes) if dim != match.entries]
-            piece = add(_spelling(view), piece, [*prefix, *inner[match.first :]])
+            piece = add(spelling_of(view), piece, [*prefix, *inner[match.first :]])
         for target, *args in _moves(match):
             piece = add(target, piece, *args)
     return piece
 
 
-def _spelling(view: fx.Node) -> OpOverload:
+def spelling_of(view: fx.Node) -> OpOverload:
+    """The op that views the channels as `view` does: one that may copy only where that may."""
     return aten.reshape.default if view.target is aten.reshape.default else aten.view.default
 
 
-def _prefix(match: _Fused) -> list[Any] | None:
-    """The view's leading sizes as arguments, or None if they cannot be spelled."""
-    view = match.view
+def prefix_of(view: fx.Node, first: int) -> list[Any] | None:
+    """The view's sizes before `first` as arguments, or None if they cannot be spelled."""
     if view.target is not aten.unflatten.int:
-        return list(view.args[1][: match.first])  # type: ignore[index, arg-type]
-    sizes = [-1 if dim in dynamic_dims(view) else shape_of(view)[dim] for dim in range(match.first)]
+        return list(view.args[1][:first])  # type: ignore[index, arg-type]
+    sizes = [-1 if dim in dynamic_dims(view) else shape_of(view)[dim] for dim in range(first)]
     return sizes if sizes.count(-1) <= 1 else None
 
 
@@ -255,7 +255,7 @@ def _rearranged(labels: Labels, wanted: Labels) -> Iterator[tuple[Any, ...]]:
             yield aten.unsqueeze.default, dim
 
 
-def _layout(node: fx.Node) -> list[tuple[int, int]]:
+def layout_of(node: fx.Node) -> list[tuple[int, int]]:
     """Sizes and strides: where they agree, every kernel treats two tensors alike."""
     value: torch.Tensor = node.meta["val"]
     strides = [size if isinstance(size, int) else size.node.hint for size in value.stride()]

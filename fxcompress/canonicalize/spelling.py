@@ -29,6 +29,8 @@ _SPLITS = {
     aten.tensor_split.indices,
 }
 _SPLIT_DIM = 2
+_OPEN = 2**63 - 1
+"""How torch writes the end of a slice that has none."""
 _ALIASES = {aten.alias.default, aten.lift_fresh.default}
 _COPIES = {aten.lift_fresh_copy.default, aten._to_copy.default}
 _CONVERSIONS = {
@@ -41,7 +43,8 @@ _CONVERSIONS = {
 
 
 def drop_aliases(module: CapturedModule) -> int:
-    """Drop nodes that hand on their input: aliases, idle conversions, copies nobody writes to.
+    """Drop nodes that hand on their input: aliases, slices of everything, idle conversions, copies
+    nobody writes to.
 
     Before: ``mul(to(x, float32), w)`` with x in float32. After: ``mul(x, w)``.
     """
@@ -62,13 +65,21 @@ def drop_aliases(module: CapturedModule) -> int:
 
 
 def _hands_on(module: CapturedModule, node: fx.Node, source: fx.Node, private: bool) -> bool:
-    if node.target in _ALIASES:
+    if node.target in _ALIASES or _slices_everything(node):
         return True
     if node.target is aten.detach.default:
         return not carries_gradient(module, source)
     if node.target in _CONVERSIONS:
         return _same_kind(node, source) and (private or not _argument(node, "copy"))
     return node.target in _COPIES and private and _same_kind(node, source)
+
+
+def _slices_everything(node: fx.Node) -> bool:
+    """Whether a node is ``x[:]``."""
+    if node.target is not aten.slice.Tensor:
+        return False
+    start, end, step = (_argument(node, name) for name in ("start", "end", "step"))
+    return start in (None, 0) and end in (None, _OPEN) and step == 1
 
 
 def _same_kind(node: fx.Node, source: fx.Node) -> bool:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
+from torch._ops import OpOverload
 
 from fxcompress.axes import Axes, Expr, Factor, Space
 from fxcompress.graph import CapturedModule, dynamic_dims, shape_of
 from fxcompress.rules.claims import Binding, Claim, Role, RoleClaim, Work
-from fxcompress.rules.schema import Path, dims, packet_of, schema_of
+from fxcompress.rules.schema import Path, dims, packet_of, signature_of
 
 Output = Axes | tuple[Axes, ...]
 Rule = Callable[["Context", fx.Node], Output]
@@ -59,9 +60,9 @@ class Context:
 
     def each(self, node: Any) -> tuple[Axes, ...]:
         """The axes of every tensor that a node yields."""
-        many = [axes for axes in self.axes[node] if isinstance(axes, tuple)]
-        single = tuple(expr for expr in self.axes[node] if not isinstance(expr, tuple))
-        return tuple(tuple(map(self.space.resolve, axes)) for axes in (many or [single]))
+        axes: Any = self.axes[node]
+        every: tuple[Axes, ...] = axes if self.many(node) else (axes,)
+        return tuple([tuple(map(self.space.resolve, own)) for own in every])
 
     def tensor(self, value: Any) -> bool:
         """Whether `value` is a node that yields one tensor."""
@@ -102,7 +103,7 @@ class Context:
 
     def factors(self, exprs: Iterable[Expr]) -> frozenset[Factor]:
         """The factors of `exprs`, as refined by now."""
-        return frozenset(leaf for expr in exprs for leaf in self.space.leaves(expr))
+        return frozenset().union(*map(self.space.leaves, exprs))
 
     def loudness(self, operand: Any) -> frozenset[Factor]:
         """The factors whose masked units may not be zero in `operand`."""
@@ -228,8 +229,7 @@ class Context:
 
 def _aliases(node: fx.Node) -> bool:
     """Whether what `node` yields shares memory with its first argument."""
-    returns = list(schema_of(node).returns) if packet_of(node) else []
-    return bool(returns) and returns[0].alias_info is not None
+    return isinstance(node.target, OpOverload) and signature_of(node.target).aliases
 
 
 def _parameter_dim(operand: fx.Node, dim: int | None) -> int | None:
