@@ -8,6 +8,7 @@ from fxcompress.passes.folding import Folding
 from fxcompress.passes.fpgm import FPGMPruning, MedianDistance
 from fxcompress.passes.group_norm import CoupledNorm, GroupNormPruning
 from fxcompress.passes.ippro import IPPRO, PROscore
+from fxcompress.passes.kron_obs import KroneckerSurgeon, KronOBSPruning
 from fxcompress.passes.lamp import LAMPPruning, LayerAdaptiveMagnitude
 from fxcompress.passes.least_squares import LeastSquares, LeastSquaresPruning
 from fxcompress.passes.magnitude import Magnitude, MagnitudePruning
@@ -35,6 +36,8 @@ __all__ = [
     "FoldBatchNorm",
     "Folding",
     "GroupNormPruning",
+    "KronOBSPruning",
+    "KroneckerSurgeon",
     "LAMPPruning",
     "LayerAdaptiveMagnitude",
     "LeastSquares",
