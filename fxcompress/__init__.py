@@ -21,6 +21,7 @@ from fxcompress.errors import (
 from fxcompress.plan import Plan, Project, Reparametrize, Replace
 from fxcompress.program import Program, load
 from fxcompress.rules import axis_rule
+from fxcompress.scan import Sensitivity, sensitivity
 from fxcompress.task import Task
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "Project",
     "Reparametrize",
     "Replace",
+    "Sensitivity",
     "Task",
     "VerificationError",
     "WriteBackError",
@@ -63,4 +65,5 @@ __all__ = [
     "export",
     "load",
     "passes",
+    "sensitivity",
 ]

@@ -40,6 +40,8 @@ class Limits(Recipe):
             pattern with the suffix ``:out`` means only what the layer produces, with ``:in`` only
             what it consumes: ``layer1.*.conv1.weight:out``.
         exclude: Globs of the same kind; groups with a parameter that matches stay as they are.
+        groups: Globs on names of groups, as ``fxcompress inspect`` shows them; only those may
+            change that match.
         dims: Kinds of groups that may change, of ``heads``, ``qk``, ``vo``, ``mlp``, ``residual``
             and ``channels`` (see `ChannelGroup.kind`); empty for all. ``head dims``, which are
             query, key and value dims at once, need both ``qk`` and ``vo``.
@@ -55,6 +57,7 @@ class Limits(Recipe):
 
     include: Globs = ()
     exclude: Globs = ()
+    groups: Globs = ()
     dims: str | tuple[str, ...] | None = ()
     exact_only: bool = False
     max_ratio: float = 1.0
@@ -65,6 +68,8 @@ class Limits(Recipe):
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
             object.__setattr__(self, name, _globs(name, getattr(self, name)))
+        names = (self.groups,) if isinstance(self.groups, str) else tuple(self.groups)
+        object.__setattr__(self, "groups", names)
         object.__setattr__(self, "dims", self.kinds)
         if not 0 < self.max_ratio <= 1:
             raise BudgetError(

@@ -44,6 +44,7 @@ def scope_of(groups: Sequence[ChannelGroup], names: Names, limits: Limits) -> Sc
             no group is left that may lose a unit.
     """
     check_globs((*limits.include, *limits.exclude), names)
+    check_globs(limits.groups, [group.name for group in groups], "group")
     _check_dims(groups, limits.kinds)
     left: dict[ChannelGroup, str] = {}
     for group in groups:
@@ -75,6 +76,8 @@ def _reason(group: ChannelGroup, names: Names, limits: Limits) -> str | None:
     for pattern in limits.exclude:
         if touches(pattern, group, names):
             return f"excluded by {pattern!r}"
+    if limits.groups and not any(matches(pattern, (group.name,)) for pattern in limits.groups):
+        return f"not in groups={limits.groups!r}"
     if limits.kinds and not _means(limits.kinds, group.kind):
         return f"{group.kind}, not in dims={limits.dims!r}"
     if limits.exact_only and not group.exact:
@@ -114,22 +117,22 @@ def matches(glob: str, names: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for name in names)
 
 
-def check_globs(patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Refuse a glob that matches no parameter.
+def check_globs(
+    patterns: Iterable[str], names: Iterable[str], what: str = "parameter or buffer"
+) -> None:
+    """Refuse a glob that matches no parameter, or nothing of another kind.
 
     Raises:
         BudgetError: With the nearest names there are.
     """
     known = list(names)
     for pattern in patterns:
-        glob = pattern.partition(":")[0]
+        glob = pattern if what == "group" else pattern.partition(":")[0]
         if not matches(glob, known):
             layers = {name[:at] + ".*" for name in known for at in _dots(name)}
             near = difflib.get_close_matches(glob, [*known, *sorted(layers)], n=3, cutoff=0.4)
             hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
-            raise BudgetError(
-                f"no parameter or buffer is called {pattern!r}{hint}. Globs match whole names"
-            )
+            raise BudgetError(f"no {what} is called {pattern!r}{hint}. Globs match whole names")
 
 
 def _dots(name: str) -> list[int]:
