@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.elimination.definition import Trail, authors, refit
-from fxcompress.elimination.lazy import Removals
+from fxcompress.elimination.lazy import Removals, spread
 from fxcompress.elimination.pivoted import pivoted
 from fxcompress.elimination.scores import inverse, scores
 from fxcompress.errors import PlanError
@@ -164,6 +164,12 @@ def eliminate(
     return run.done(run.lazy(follow=rescoring != "static" and alpha != 0))
 
 
+def _first_least(criteria: Tensor, tie: float) -> int:
+    """The first of the smallest, up to rounding; zero times infinity is no number and not it."""
+    criteria = criteria.nan_to_num(torch.inf)
+    return int((criteria <= criteria.min() * (1 + tie)).to(torch.uint8).argmax())
+
+
 def _on_cpu(vectors: Vectors) -> bool:
     return vectors.gram.device.type == "cpu"
 
@@ -197,12 +203,10 @@ class _Run:
     def choose(self, distances: Tensor) -> int:
         """The first of the rows with the smallest weighted distance."""
         criteria = distances if self.weights is None else distances * self.weights
-        criteria = criteria.nan_to_num(0, torch.inf)  # weight 0 of a row that is gone
-        gone = ~torch.isfinite(distances)
+        criteria = criteria.masked_fill(~torch.isfinite(distances), torch.inf)
         if self.among is not None:
-            gone = gone | ~self.among
-        criteria = criteria.masked_fill(gone, torch.inf)
-        return int((criteria <= criteria.min() * (1 + TIE)).byte().argmax())
+            criteria = criteria.masked_fill(~self.among, torch.inf)
+        return _first_least(criteria, TIE)
 
     def done(self, trail: Trail) -> Elimination:
         order = torch.tensor(trail.order, dtype=torch.int64, device=trail.distances.device)
@@ -233,26 +237,48 @@ class _Run:
         """
         state = Removals(*self._matrices())
         n = len(self.vectors.gram)
+        weights = self._squared_weights(n)
         u = state.diagonals[0].new_ones(n)
         order: list[int] = []
         distances, coefficients = u.new_empty(self.steps), u.new_zeros(self.steps, n)
+        block: list[Tensor] = []
         for step in range(self.steps):
-            near = u.new_full((n,), torch.inf)
-            near[state.units] = state.squares.sqrt()
-            near = near * u
-            unit = self.choose(near)
-            place = state.place(unit)
+            squares = state.squares
+            criteria = squares if weights is None else squares * weights
+            place = _first_least(criteria * u.square() if follow else criteria, 2 * TIE)
+            distances[step] = squares[place].sqrt() * u[place]
             found = state.remove(place)
-            held = state.units
             if follow:
-                found = found * u[unit] / u[held]
-                u[held] = u[held] * self.scale(found)
-            distances[step] = near[unit]
-            coefficients[step, held] = found
-            order.append(unit)
-            if state.full:
+                found = found * u[place] / u
+                scale = self.scale(found.index_fill(0, self._places(state), 0))
+                u = u * scale
+            block.append(found)
+            order.append(place)
+            if state.full or step + 1 == self.steps:
+                units, held = state.units, len(block)
+                first = step + 1 - held
+                coefficients[first : step + 1, units] = torch.stack(block)
+                order[first:] = units[torch.tensor(order[first:], device=units.device)].tolist()
+                block.clear()
                 state.carry_out()
+                if len(state.units) < len(units):
+                    stay = torch.isin(units, state.units)
+                    u, weights = u[stay], None if weights is None else weights[stay]
+        gone = torch.full((n,), self.steps, device=u.device)
+        gone[order] = torch.arange(self.steps, device=u.device)
+        coefficients.masked_fill_(gone <= torch.arange(self.steps, device=u.device)[:, None], 0)
         return Trail(order, distances, coefficients)
+
+    def _places(self, state: Removals) -> Tensor:
+        return torch.tensor(state.gone, device=state.units.device)
+
+    def _squared_weights(self, n: int) -> Tensor | None:
+        """What d² is multiplied by; infinite for rows that must stay."""
+        if self.weights is None and self.among is None:
+            return None
+        gram = self.vectors.gram
+        squares = gram.new_ones(n) if self.weights is None else self.weights.to(gram).square()
+        return squares if self.among is None else squares.masked_fill(~self.among, torch.inf)
 
     def _matrices(self) -> tuple[Tensor, Tensor | None]:
         """The inverse g, and F = gKg."""
@@ -261,7 +287,7 @@ class _Run:
         if lam == 0:
             return g, None
         if float(g.diagonal().max()) * lam < 0.5:
-            return g, g - lam * (g @ g)
+            return g, spread(g, lam)
         if rows is not None:
             near = g @ rows if len(rows) <= rows.shape[1] else _dual_rows(rows, lam)
             return g, near @ near.T

@@ -13,60 +13,62 @@ for every removal. Of the symmetric matrices, panels of rows up to the diagonal 
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 BLOCK = 64
 PANELS = 6
+LARGE = 2048
+"""From here on only panels are kept up to date; below, that saves less than it costs."""
 SHRINK = 0.9
 
 
 class Removals:
     """What is left of g and F while rows are removed.
 
-    Places count the rows still held; `units` are the rows they stand for.
+    Places count the rows still held; `units` are the rows they stand for, ascending.
     """
 
-    def __init__(self, g: Tensor, f: Tensor | None, block: int = BLOCK) -> None:
+    def __init__(self, g: Tensor, f: Tensor | None) -> None:
         """Start from g and F, which are overwritten; F is g itself where it is None (λ = 0)."""
-        self.block = block
         self.matrices: tuple[Tensor, ...] = (g,) if f is None else (g, f)
         self.units = torch.arange(len(g), device=g.device)
-        self.edges = torch.linspace(0, len(g), PANELS + 1).round().long().tolist()
+        self.edges = _edges(len(g))
+        self.diagonals = [matrix.diagonal().clone() for matrix in self.matrices]
         self._begin()
 
     def _begin(self) -> None:
         g = self.matrices[0]
-        self.diagonals = [matrix.diagonal().clone() for matrix in self.matrices]
-        self.alive = torch.ones(len(g), dtype=torch.bool, device=g.device)
-        self.vectors = g.new_empty(len(self.matrices), self.block, len(g))
+        self.gone: list[int] = []
+        self.vectors = g.new_empty(len(self.matrices), BLOCK, len(g))
         self.count = 0
-
-    def place(self, unit: int) -> int:
-        """Where a row stands now."""
-        return int(torch.searchsorted(self.units, unit))
 
     @property
     def squares(self) -> Tensor:
         """d² at every place; infinite where the row is gone."""
-        g, f = self.diagonals[0], self.diagonals[-1]
-        return (f.clamp(min=0) / g.square()).masked_fill(~self.alive, torch.inf)
+        g = self.diagonals[0].clamp(min=0)
+        return 1 / g if len(self.diagonals) == 1 else self.diagonals[1].clamp(min=0) / g.square()
 
     def remove(self, place: int) -> Tensor:
-        """Remove the row at `place`; its coefficients on those left, zero on those gone."""
+        """Remove the row at `place`; its coefficients, meaningless on those gone and on itself."""
         columns = self._columns(place)
-        pivot = columns[0][place]
-        root = pivot.sqrt()
-        x = columns[0] / root
-        self.alive[place] = False
-        self.vectors[0, self.count] = x
-        self.diagonals[0] -= x.square()
+        pivot = float(columns[0][place])
+        x = torch.mul(columns[0], pivot**-0.5, out=self.vectors[0, self.count])
+        self.diagonals[0].addcmul_(x, x, value=-1)
         if len(columns) > 1:
-            z = columns[1] / root - x * (columns[1][place] / pivot / 2)
-            self.vectors[1, self.count] = z
-            self.diagonals[1] -= 2 * x * z
+            share = float(columns[1][place]) / pivot / 2
+            z = self.vectors[1, self.count]
+            torch.mul(columns[1], pivot**-0.5, out=z).sub_(x, alpha=share)
+            self.diagonals[1].addcmul_(x, z, value=-2)
+            self.diagonals[1][place] = torch.inf
+        else:
+            self.diagonals[0][place] = 0
+        self.gone.append(place)
         self.count += 1
-        return (-columns[0] / pivot).masked_fill(~self.alive, 0)
+        return columns[0] / -pivot
 
     def _columns(self, place: int) -> list[Tensor]:
         """The columns of g and F at a place, with the removals so far."""
@@ -79,42 +81,54 @@ class Removals:
         if len(held) == 1:
             return [held[0] - seen[0]]
         z = self.vectors[1, : self.count]
-        return [held[0] - seen[0], held[1] - seen[1] - own[0] @ z]
+        return [held[0] - seen[0], torch.addmv(held[1] - seen[1], z.T, own[0], alpha=-1)]
 
     @property
     def full(self) -> bool:
         """Whether the block must be carried out before the next removal."""
-        return self.count == self.block
+        return self.count == BLOCK
 
     def carry_out(self) -> None:
         """Update the matrices, and drop rows that are gone once there are enough of them."""
         both = self.vectors[:, : self.count]
-        for start, end in self._panels:
+        for start, end in pairwise(self.edges):
             rows, columns = both[..., start:end], both[..., :end]
             self.matrices[0][start:end, :end].addmm_(rows[0].T, columns[0], alpha=-1)
             for f in self.matrices[1:]:
                 left, right = rows.flip(0).flatten(0, 1), columns.flatten(0, 1)
                 f[start:end, :end].addmm_(left.T, right, alpha=-1)
         self.count = 0
-        self._shrink()
+        if len(self.units) - len(self.gone) <= SHRINK * len(self.units):
+            self._shrink()
 
     def _shrink(self) -> None:
-        stay = self.alive.nonzero().flatten()
-        if len(stay) > SHRINK * len(self.alive):
-            return
-        diagonals = [diagonal[stay] for diagonal in self.diagonals]
+        alive = torch.ones(len(self.units), dtype=torch.bool)
+        alive[self.gone] = False
+        stay = alive.nonzero().flatten()
+        # A panel ends at the same row as before: to the right of it nothing is up to date.
+        self.edges = sorted(set(torch.searchsorted(stay, torch.tensor(self.edges)).tolist()))
+        stay = stay.to(self.units.device)
         self.matrices = tuple(matrix[stay][:, stay] for matrix in self.matrices)
+        self.diagonals = [diagonal[stay] for diagonal in self.diagonals]
         self.units = self.units[stay]
-        self.edges = torch.searchsorted(stay.cpu(), torch.tensor(self.edges)).tolist()
         self._begin()
-        self.diagonals = diagonals
-
-    @property
-    def _panels(self) -> list[tuple[int, int]]:
-        """Row ranges; each is kept up to its end, and so the lower half of the matrix."""
-        pairs = zip(self.edges, self.edges[1:], strict=False)
-        return [(start, end) for start, end in pairs if start < end]
 
     def _column(self, matrix: Tensor, place: int) -> Tensor:
-        end = next(end for start, end in self._panels if start <= place < end)
+        end = self.edges[bisect_right(self.edges, place)]
+        if end == len(matrix):
+            return matrix[place]
         return torch.cat([matrix[place, :end], matrix[end:, place]])
+
+
+def spread(g: Tensor, lam: float) -> Tensor:
+    """F = gKg = g - λg², as far as `Removals` reads it."""
+    f = g.clone()
+    for start, end in pairwise(_edges(len(g))):
+        f[start:end, :end].addmm_(g[start:end], g[:, :end], alpha=-lam)
+    return f
+
+
+def _edges(size: int) -> list[int]:
+    """Where panels of rows begin and end; each is kept up to its end, and so the lower half."""
+    panels = PANELS if size >= LARGE else 1
+    return [round(size * number / panels) for number in range(panels + 1)]
