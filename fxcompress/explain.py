@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -13,12 +14,21 @@ import networkx as nx
 from fxcompress.axes import Factor, leaves
 from fxcompress.coupling import Coupling
 from fxcompress.errors import PlanError
+from fxcompress.flow import WORDS, flow, layer_of
+from fxcompress.graph import CapturedModule
 from fxcompress.groups import ChannelGroup
+
+TOLD = {
+    "written by": ("produce", "table"),
+    "read by": ("contract",),
+    "scaled by": ("affine", "statistic"),
+}
+"""How a layer that holds units in these roles is told of."""
 
 
 def explain_groups(groups: Sequence[ChannelGroup], pattern: str) -> str:
     """The groups that hold a parameter of this name, or that are called so."""
-    return "\n".join(group.explain() for group in matching_groups(groups, pattern))
+    return "\n".join(_described(group) for group in matching_groups(groups, pattern))
 
 
 def matching_groups(groups: Sequence[ChannelGroup], pattern: str) -> list[ChannelGroup]:
@@ -43,6 +53,116 @@ def matching_groups(groups: Sequence[ChannelGroup], pattern: str) -> list[Channe
     return found
 
 
+def _described(group: ChannelGroup) -> str:
+    """A group by its layers; `ChannelGroup.explain` lists every axis."""
+    cells = f" in each of {group.cells} cells" if group.cells > 1 else ""
+    lines = [f"{group.name}: {group.units} units ({group.kind}){cells}"]
+    told: set[str] = set()
+    for words, roles in TOLD.items():
+        layers = dict.fromkeys(layer_of(s.parameter) for s in group.sites if s.role in roles)
+        fresh = [layer for layer in layers if layer not in told or words == "read by"]
+        told.update(fresh)
+        if fresh:
+            lines.append(f"  {words:10} {', '.join(folded(fresh))}")
+    if group.frozen:
+        lines.append(f"  may not shrink: {group.frozen}")
+    lines += [f"  not exact under zero-masking: {words}" for words in folded(group.inexact)]
+    return "\n".join(lines)
+
+
+def folded(names: Iterable[str]) -> list[str]:
+    """Names that differ in numbers alone as one, with ``*`` where they differ and their count.
+
+    >>> folded(["stem", "blocks.0.fc1", "blocks.1.fc1"])
+    ['stem', 'blocks.*.fc1 (2)']
+    """
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(without_numbers(name), []).append(name)
+    merged: dict[str, list[str]] = {}
+    for own in alike.values():
+        merged.setdefault(common_name(own), []).extend(own)
+    return [name if len(own) == 1 else f"{name} ({len(own)})" for name, own in merged.items()]
+
+
+def without_numbers(name: str) -> str:
+    """Equal for names that differ in numbers alone."""
+    return re.sub(r"\d+", "#", name)
+
+
+def common_name(names: Sequence[str]) -> str:
+    """One glob for names that differ in numbers alone.
+
+    >>> common_name(["layer1.0.conv1", "layer1.1.conv1"])
+    'layer1.*.conv1'
+    """
+    split = [re.split(r"(\d+)", name) for name in names]
+    return "".join(
+        part if all(part == other[place] for other in split) else "*"
+        for place, part in enumerate(split[0])
+    )
+
+
+def explain_path(
+    module: CapturedModule,
+    coupling: Coupling,
+    groups: Sequence[ChannelGroup],
+    first: str,
+    second: str,
+) -> str:
+    """What ties two parameters: the way through the graph that the units they share take.
+
+    Raises:
+        PlanError: There is no parameter of that name.
+    """
+    _require(coupling, first, second)
+    shared = _shared(coupling, first, second)
+    if not shared:
+        return f"{first} and {second} share no units: they do not move together"
+    known = {group.factor: group for group in groups}
+    lines: list[str] = []
+    for (dim, other), factors in shared.items():
+        start = f"axis {dim} of {first} and axis {other} of {second}"
+        for factor in factors:
+            if factor in known:
+                group = known[factor]
+                lines.append(f"{start} hold the same {group.units} units ({group}, {group.kind}):")
+                way = _way(module, coupling, group, first, second)
+            else:
+                lines.append(f"{start} hold the same {factor.size} indices:")
+                way = []
+            lines += way or _chain(coupling, (first, dim), (second, other))
+    return "\n".join(lines)
+
+
+def _way(
+    module: CapturedModule, coupling: Coupling, group: ChannelGroup, first: str, second: str
+) -> list[str]:
+    """The shortest way from layer to layer, against the arrows where it must be; none where only
+    the weights themselves are tied.
+    """
+    graph = flow(module, coupling, group)
+    start, end = _vertex(graph, first), _vertex(graph, second)
+    both: nx.Graph[str] = graph.to_undirected(as_view=True)
+    if start is None or end is None or not nx.has_path(both, start, end):
+        return []
+    path: list[str] = nx.shortest_path(both, start, end)
+    return [f"  {_step(coupling, graph, vertex)}" for vertex in path]
+
+
+def _vertex(graph: nx.DiGraph[str], parameter: str) -> str | None:
+    return next((v for v, data in graph.nodes(data=True) if parameter in data["reads"]), None)
+
+
+def _step(coupling: Coupling, graph: nx.DiGraph[str], vertex: str) -> str:
+    data = graph.nodes[vertex]
+    call = f"{coupling.calls.get(data['node'], data['lines'][0])} (node {data['node']})"
+    if data["kind"] == "op":
+        return f"by {call}"
+    words = " and ".join(dict.fromkeys(WORDS[role] for role in data["roles"]))
+    return f"{vertex} {words} them, by {call}"
+
+
 def shared_groups(
     coupling: Coupling, groups: Sequence[ChannelGroup], first: str, second: str
 ) -> list[ChannelGroup]:
@@ -63,24 +183,6 @@ def _require(coupling: Coupling, *names: str) -> None:
             raise PlanError(f"the graph reads no parameter {name!r}; the nearest are {near}")
 
 
-def explain_path(coupling: Coupling, first: str, second: str) -> str:
-    """The shortest chain of operations that ties an axis of one parameter to an axis of another.
-
-    Raises:
-        PlanError: There is no parameter of that name.
-    """
-    _require(coupling, first, second)
-    shared = _shared(coupling, first, second)
-    if not shared:
-        return f"{first} and {second} share no units: they do not move together"
-    lines: list[str] = []
-    for (dim, other), factors in shared.items():
-        names = ", ".join(f"{factor.size} units" for factor in factors)
-        lines.append(f"axis {dim} of {first} and axis {other} of {second} share {names}:")
-        lines += [f"  {line}" for line in _chain(coupling, (first, dim), (second, other))]
-    return "\n".join(lines)
-
-
 def _shared(coupling: Coupling, first: str, second: str) -> dict[tuple[int, int], list[Factor]]:
     shared: dict[tuple[int, int], list[Factor]] = {}
     for dim, expr in enumerate(coupling.parameters[first]):
@@ -92,14 +194,15 @@ def _shared(coupling: Coupling, first: str, second: str) -> dict[tuple[int, int]
 
 
 def _chain(coupling: Coupling, start: tuple[str, int], end: tuple[str, int]) -> list[str]:
+    """The unifications that tie two axes that no layer holds as channels."""
     path: list[Any] = nx.shortest_path(coupling.graph, start, end)
     causes: dict[str, None] = {}
     for a, b in pairwise(path):
         cause = coupling.graph.edges[a, b]["cause"]
         if cause:
             causes[cause] = None
-    lines = [f"by {coupling.calls.get(cause, cause)} (node {cause})" for cause in causes]
-    return lines or ["they are the same axis"]
+    lines = [f"  by {coupling.calls.get(cause, cause)} (node {cause})" for cause in causes]
+    return lines or ["  they are the same axis"]
 
 
 def _near(name: str, names: Any) -> str:

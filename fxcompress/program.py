@@ -123,7 +123,7 @@ class Program:
         """Why two parameters move together, or the groups that hold one."""
         if second is None:
             return explain_groups(self.groups, first)
-        return explain_path(self.analysis.coupling, first, second)
+        return explain_path(self.module, self.analysis.coupling, self.groups, first, second)
 
     def draw(
         self, path: str | Path, group: str | None = None, *, ties: tuple[str, str] | None = None

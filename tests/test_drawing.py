@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 import fxcompress as fx
-from fxcompress.drawing.flow import flow
+from fxcompress.flow import flow
 from fxcompress.drawing.layout import Drawing, place
 from fxcompress.drawing.overview import overview
 from fxcompress.drawing.picture import HALF

@@ -25,6 +25,11 @@ def table(title: str, *columns: str) -> Table:
     return made
 
 
+def count(number: int, noun: str) -> str:
+    """``1 group``, ``2 groups``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def shapes(program: Program) -> str:
     """The shapes of the example inputs, which the costs are for."""
     leaves = pytree.tree_leaves((program.args, dict(program.kwargs)))

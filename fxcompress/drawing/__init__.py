@@ -12,12 +12,12 @@ from pathlib import Path
 
 import networkx as nx
 
-from fxcompress.drawing.flow import flow
 from fxcompress.drawing.layout import place
 from fxcompress.drawing.overview import LEFT_OUT, overview
 from fxcompress.drawing.picture import Panel, write_picture
 from fxcompress.errors import PlanError
 from fxcompress.facts import Coupling
+from fxcompress.flow import flow
 from fxcompress.graph import CapturedModule
 from fxcompress.groups import ChannelGroup
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import networkx as nx
 
-from fxcompress.drawing.flow import layer_of
+from fxcompress.flow import layer_of
 from fxcompress.groups import ChannelGroup
 
 WRITES = ("produce", "table")

@@ -1,4 +1,7 @@
-"""The way of one group's units through the graph, as layers and the ops that tie them."""
+"""The way of one group's units through the graph, as layers and the ops that tie them.
+
+`explain` tells it in words, `drawing` shows it.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,11 @@ _PASSED = 2
 def flow(
     module: CapturedModule, coupling: Coupling, group: ChannelGroup, marked: Collection[str] = ()
 ) -> nx.DiGraph[str]:
-    """Vertices with ``lines``, ``kind`` and ``marked``; edges with a ``label``."""
+    """The layers that hold the units, and the ops where they meet or end.
+
+    Vertices have ``lines`` (their text), ``kind`` (a role, or ``op``), ``node`` (which calls them)
+    and ``marked``; edges a ``label`` (the ops passed on the way).
+    """
     return _Walk(coupling, group, marked).walk(module.graph)
 
 
@@ -100,14 +107,18 @@ class _Walk:
         layer = layer_of(names[0])
         roles = list(dict.fromkeys(role for name in names for role in self.roles[name]))
         if layer in self.graph:
-            roles = list(dict.fromkeys((*self.graph.nodes[layer]["roles"], *roles)))
+            known = self.graph.nodes[layer]
+            roles = list(dict.fromkeys((*known["roles"], *roles)))
+            names = list(dict.fromkeys((*known["reads"], *names)))
         kind = next(role for role in WORDS if role in roles)
         words = " and ".join(dict.fromkeys(WORDS[role] for role in roles))
         self.graph.add_node(
             layer,
             lines=(layer, f"{short(node)}, {words}"),
             kind=kind,
+            node=node.name,
             roles=roles,
+            reads=names,
             marked=not self.marked.isdisjoint(names),
         )
         return layer
@@ -115,7 +126,9 @@ class _Walk:
     def _op(self, node: fx.Node) -> str:
         ends = {"output": "output of the model", "placeholder": f"input {node.name}"}
         text = ends.get(node.op, short(node))
-        self.graph.add_node(f"({node.name})", lines=(text,), kind="op", marked=False)
+        self.graph.add_node(
+            f"({node.name})", lines=(text,), kind="op", node=node.name, reads=[], marked=False
+        )
         return f"({node.name})"
 
 
