@@ -27,6 +27,8 @@ METHODS: Mapping[str, Method] = {
     "slimming": partial(passes.SlimmingPruning, normaliser="mean"),
     "group norm": passes.GroupNormPruning,
     "Taylor": passes.TaylorPruning,
+    "diagonal Fisher": partial(passes.TaylorPruning, form="fisher"),
+    "Kron-OBS": passes.KronOBSPruning,
     "Wanda": passes.WandaPruning,
     "FLAP": passes.FLAPPruning,
     "IPPRO": passes.IPPRO,
