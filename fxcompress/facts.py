@@ -35,7 +35,7 @@ class Coupling:
         frozen: Why a factor may not shrink.
         inexact: What mixes along a factor, so that zero-masking it is not cutting it.
         barriers: What acts on each unit of a factor alone, so that only selecting units is exact.
-        kinds: What a factor is known as (heads, qk, vo, sum, window); see `fxcompress.kinds`.
+        kinds: What a factor is known as (heads, qk, sum …); see `fxcompress.kinds`.
         roles: The roles of a factor in parameters, as (parameter, axis, role).
         bindings: Integer arguments of nodes that follow the size of an expression.
         work: Floating-point operations as products of sizes.

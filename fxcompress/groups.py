@@ -4,7 +4,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -26,7 +26,7 @@ class ChannelGroup:
         cells: How many index sets the group may have: the number of heads for the dims of a head,
             the number of convolution groups for the channels of one; 1 where all copies must agree.
         sites: The parameter axes that hold the units.
-        frozen: Why no unit may be removed, or None.
+        frozen: Why no unit may be removed, or None; the first of the reasons.
         inexact: What mixes along the units (a norm, a mean), so that removing is not the same as
             masking with zeros.
         barriers: What acts on each unit alone (an activation, BatchNorm): across it only selecting
@@ -40,6 +40,7 @@ class ChannelGroup:
         over: The factors whose indices number the cells.
         span: Places that one unit, with its copies in all cells, takes on the first axis that
             produces it: the number of heads for a head's dims, a head's dims for the heads.
+        reasons: Everything that keeps the units from being removed.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ChannelGroup:
     factor: Factor = field(repr=False)
     over: tuple[Factor, ...] = field(repr=False)
     span: int = 1
+    reasons: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def exact(self) -> bool:
@@ -64,13 +66,27 @@ class ChannelGroup:
         cells = f" in each of {self.cells} cells" if self.cells > 1 else ""
         lines = [f"{self.name}: {self.units} {self.kind}{cells}"]
         lines += [f"  {site.role:9} axis {site.dim} of {site.parameter}" for site in self.sites]
-        if self.frozen:
-            lines.append(f"  frozen: {self.frozen}")
+        lines += [f"  frozen: {words}" for words in _joined(self.reasons)]
         lines += [f"  not exact under zero-masking: {words}" for words in self.inexact]
         return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.name
+
+
+def _joined(reasons: Iterable[str]) -> list[str]:
+    """Reasons "words (at node)", each told once with all its nodes."""
+    nodes: dict[str, list[str]] = {}
+    for reason in reasons:
+        words, _, place = reason.partition(" (at ")
+        nodes.setdefault(words, []).append(place.removesuffix(")"))
+    return [_told(words, *places) for words, places in nodes.items()]
+
+
+def _told(words: str, first: str, *others: str) -> str:
+    at = f" (at {first})" if first else ""
+    also = f", also at {', '.join(others)}" if others else ""
+    return words + at + also
 
 
 #: Held by a layer in one of these roles, units are channels; a table of positions alone is none.
@@ -112,7 +128,7 @@ def _sites(coupling: Coupling) -> dict[Factor, tuple[Site, ...]]:
 def _group(
     coupling: Coupling, factor: Factor, name: str, kind: str, sites: tuple[Site, ...]
 ) -> ChannelGroup:
-    frozen = coupling.frozen.get(factor)
+    reasons = coupling.frozen.get(factor, ())
     over = _over(coupling, factor)
     cells = 1
     for other in over:
@@ -122,13 +138,14 @@ def _group(
         units=factor.size,
         cells=cells,
         sites=sites,
-        frozen=frozen[0] if frozen else None,
+        frozen=reasons[0] if reasons else None,
         inexact=coupling.inexact.get(factor, ()),
         barriers=coupling.barriers.get(factor, ()),
         kind=kind,
         factor=factor,
         over=over,
         span=_span(coupling, factor, sites),
+        reasons=reasons,
     )
 
 
@@ -141,7 +158,7 @@ def _kind(coupling: Coupling, factor: Factor, sites: Sequence[Site]) -> str:
         return attention.pop()
     if "sum" in known:
         return "residual"
-    return "mlp" if _between_maps(coupling, sites) else "channels"
+    return "mlp" if "scores" not in known and _between_maps(coupling, sites) else "channels"
 
 
 def _between_maps(coupling: Coupling, sites: Sequence[Site]) -> bool:

@@ -4,8 +4,9 @@ Three things are looked for in the captured graph:
 
 * **Attention**: a product of two computed tensors whose result goes through a softmax into a second
   product. What the first contracts are query/key dims (``qk``), what the second takes from the
-  values alone are value dims (``vo``), and what both share are ``heads``. An op that is attention
-  as a whole says so by its rule.
+  values alone are value dims (``vo``), and what both share are ``heads``. What the first takes from
+  one side alone are places of ``scores``: positions, or channels that attend to each other. An op
+  that is attention as a whole says so by its rule.
 * **Sums**: an addition of values that different linear maps or tables wrote. A function written as
   a sum of functions of one value (``x + 0.044715 * x ** 3``, a rotary embedding) is none, and
   neither is a bias or a table of positions, which parameters alone are.
@@ -89,10 +90,11 @@ def _reached(
 
 
 def _claim_scores(ctx: Context, node: fx.Node, operands: list[fx.Node]) -> None:
-    """Queries by keys: what is contracted, and what both share."""
-    both = _factors(ctx, operands[0]) & _factors(ctx, operands[1])
-    out = _factors(ctx, node)
+    """Queries by keys: what is contracted, what both share, and what each has alone."""
+    first, second, out = (_factors(ctx, each) for each in (*operands, node))
+    both = first & second
     _claim(ctx, both - out, node, "qk")
+    _claim(ctx, (first ^ second) & out, node, "scores")
     _claim(ctx, both & out, node, "heads")
 
 

@@ -105,6 +105,24 @@ def test_attention_is_known_however_it_is_written(name: str) -> None:
     assert kinds == {"residual": 10, "heads": 5, "qk": 4, "vo": 4}
 
 
+class ChannelAttention(nn.Module):
+    """Channels attend to channels: what is contracted first are positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.out = nn.Linear(6, 6), nn.Linear(6, 12), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, v = self.kv(x).split(6, -1)
+        weights = torch.softmax(self.q(x).transpose(1, 2) @ k, -1)
+        return self.out(v @ weights.transpose(1, 2))  # type: ignore[no-any-return]
+
+
+def test_channels_that_attend_to_each_other_are_no_mlp() -> None:
+    found = fx.compile(randomize(ChannelAttention()), (torch.randn(2, 5, 6),))
+    assert {group.kind for group in found.groups} == {"channels"}
+
+
 class Odd(nn.Module):
     """Widths that look like another kind than they are."""
 

@@ -131,5 +131,5 @@ def test_only_groups_that_are_named_change() -> None:
     assert [g.name for g in MagnitudePruning(ratio=0.5, groups="b*").plan(program).widths] == [
         "busy"
     ]
-    with pytest.raises(BudgetError, match="no group is called 'bussy'; the nearest are 'busy'"):
-        MagnitudePruning(ratio=0.5, groups=("bussy",)).plan(program)
+    with pytest.raises(BudgetError, match="no group is called 'busi'; the nearest are 'busy'"):
+        MagnitudePruning(ratio=0.5, groups=("busi",)).plan(program)
