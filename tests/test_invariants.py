@@ -52,6 +52,7 @@ def test_without_passes_every_bit_is_the_models(name: str) -> None:
 @given(seed=st.integers(0, 2**31), share=st.sampled_from((0.25, 0.5, 0.75)))
 def test_exact_groups_cut_is_exact_groups_masked(name: str, seed: int, share: float) -> None:
     program = fx.apply(dense(name), RandomSelection(seed, share, exact_only=True))
+    assert program.report.params.after < program.report.params.before
     model, args, kwargs = build(name)
     reference = zero_masked(model, program)
     for inputs in ((args, kwargs), rebatch((args, kwargs), 3)):
@@ -100,12 +101,23 @@ def test_costs_are_those_of_the_batch_given() -> None:
 
 @nets
 def test_gradients_reach_every_parameter(name: str) -> None:
-    program = small(name)
+    """As they do before the cut: a bias before a BatchNorm never has any."""
+    before, after = (_unreached(program) for program in (dense(name), small(name)))
+    assert after <= before
+    assert all(parameter.endswith("bias") for parameter in before)
+
+
+def _unreached(program: Program) -> set[str]:
+    """The parameters whose gradient is zero but for rounding, in training."""
     module = copy.deepcopy(program.module).train()
-    out = tensors(module(*program.args, **program.kwargs))
+    args, kwargs = rebatch((program.args, program.kwargs), 5)  # two would normalise to +-1
+    out = tensors(module(*args, **kwargs))
     torch.stack([(t * torch.randn_like(t)).sum() for t in out]).sum().backward()
-    missing = [n for n, p in module.named_parameters() if p.grad is None]
-    assert missing == []
+    largest = {
+        n: 0.0 if p.grad is None else float(p.grad.abs().max())
+        for n, p in module.named_parameters()
+    }
+    return {n for n, size in largest.items() if size <= ROUNDING * max(largest.values())}
 
 
 @nets
@@ -138,7 +150,9 @@ def test_the_model_is_never_changed(name: str) -> None:
 
 @nets
 def test_a_second_cut_composes(name: str) -> None:
-    program = fx.apply(small(name, exact_only=True), RandomSelection(1, exact_only=True))
+    once = small(name, exact_only=True)
+    program = fx.apply(once, RandomSelection(1, exact_only=True))
+    assert program.report.params.after < once.report.params.after < program.report.params.before
     model, args, kwargs = build(name)
     reference = zero_masked(model, program)
     assert_equal(program(*args, **kwargs), reference(*args, **kwargs), ROUNDING)
