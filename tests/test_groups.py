@@ -75,6 +75,23 @@ def test_multi_query_heads_and_both_kinds_of_their_dims_are_groups() -> None:
     assert not any(group.frozen for group in groups.values())
 
 
+def test_explain_tells_every_reason_once_with_all_its_nodes() -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.head = torch.nn.Linear(5, 6), torch.nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.enter(x)
+            return self.head(x.flip(-1) + x.roll(1, -1) + x.cumsum(-1))  # type: ignore[no-any-return]
+
+    (group,) = (g for g in fx.compile(Twice(), (torch.ones(2, 5),)).groups if g.name == "enter")
+    assert group.frozen == group.reasons[0]
+    lines = [line for line in group.explain().splitlines() if "frozen" in line]
+    assert "  frozen: reordered by index (at flip), also at roll" in lines
+    assert len(lines) == len({line.partition(" (at")[0] for line in lines}) > 1
+
+
 def test_a_channel_shuffle_ties_the_halves_it_interleaves() -> None:
     held = [{site.parameter for site in g.sites} for g in program("channel_shuffle").groups]
     assert any(names >= {"stem.0.weight", "leave.0.weight", "tail.0.weight"} for names in held)
