@@ -29,6 +29,7 @@ HARD_CODED = {
     "interleaved_attention",
     "padded_residual",
     "rotary_grouped_attention",
+    "siblings",
 }
 """Nets whose forward names sizes as literals."""
 
@@ -253,6 +254,64 @@ def test_layers_say_their_new_sizes() -> None:
     depthwise = result.get_submodule("depthwise.0")
     assert isinstance(depthwise, nn.Conv2d)
     assert depthwise.groups == depthwise.out_channels < 12
+
+
+class Convolutional(nn.Module):
+    """One depthwise convolution under two names, a grouped one with standardised weights, and
+    attention whose queries come from a convolution.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 3)
+        self.position = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.blocks = nn.ModuleList([nn.ModuleDict({"position": self.position})])
+        self.grouped = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, groups=2))
+        self.qkv, self.heads, self.dims = nn.Conv2d(8, 24, 1), 2, 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = x + block["position"](self.position(x))  # type: ignore[index]
+        x = self.grouped(x)
+        q, k, v = (
+            part.reshape(x.shape[0], self.heads, self.dims, -1).transpose(-2, -1)
+            for part in self.qkv(x).chunk(3, 1)
+        )
+        y = F.scaled_dot_product_attention(q, k, v).transpose(-2, -1)
+        return self.head(y.reshape(x.shape[0], self.heads * self.dims, -1).mean(-1))  # type: ignore[no-any-return]
+
+
+def test_convolutions_follow_under_any_name_with_any_weight() -> None:
+    model = double(Convolutional())
+    halved = Keep(lambda group: max(1, group.units // 2))
+    program = compiled(model, normal(2, 3, 6, 6), passes=[halved])
+    result = assert_written_back(model, program)
+    assert isinstance(result.get_submodule("grouped"), nn.Conv2d)
+    position = result.get_submodule("position")
+    assert position is result.get_submodule("blocks.0.position")
+    assert isinstance(position, nn.Conv2d)
+    assert position.groups == position.out_channels < 8
+
+
+def test_the_line_that_no_attribute_mends_is_named() -> None:
+    """The attributes can hold the sizes up to the line that takes a width from the input."""
+
+    class Residual(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            b, n, c = x.shape
+            q, k, v = (
+                part.view(b, n, self.heads, self.dims).transpose(1, 2)
+                for part in self.qkv(x).split(self.sizes, -1)
+            )
+            weights = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
+            return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))  # type: ignore[no-any-return]
+
+    model = double(Transformer(Residual))
+    kept = {3: 2, 4: 3}
+    program = compiled(model, normal(2, 7, 5), passes=[Keep(lambda group: kept.get(group.units))])
+    with pytest.raises(WriteBackError, match=r"reshape\(b, n, c\)"):
+        program.write_back(model)
 
 
 def test_modes_flags_and_ties_stay_as_in_the_model() -> None:

@@ -64,8 +64,7 @@ def write_back(
     outcome = settle(result, gate, found, read, dynamic)
     if not outcome.ok:
         raise WriteBackError(explain(result, original, outcome, module, evidence, dynamic, given))
-    mend_configs(result, original, gate)
-    return result
+    return mend_configs(result, original, gate, dynamic)
 
 
 def _refuse_reparametrized(module: CapturedModule) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from fxcompress.graph import CapturedModule, find_tensor, is_tensor
+from fxcompress.graph import CapturedModule, find_tensor, is_tensor, shape_of
 from fxcompress.masked import flat_inputs
 from fxcompress.rules.schema import arguments
 from fxcompress.writeback.evidence import integers
@@ -25,8 +25,8 @@ _PRODUCTS = {"bmm", "matmul", "mm"}
 _FACTORS = {"div": -1, "mul": 1}
 _THROUGH = frozenset(
     """
-    add amax amin cat clone contiguous expand flatten getitem index_select mean movedim neg permute
-    relu reshape select slice split_with_sizes squeeze sub sum to transpose unbind unflatten
+    add amax amin cat clone contiguous dropout expand flatten getitem index_select mean movedim neg
+    permute relu reshape select slice split_with_sizes squeeze sub sum to transpose unbind unflatten
     unsqueeze view
     """.split()  # noqa: SIM905
 )
@@ -82,7 +82,7 @@ def rescale_queries(
     done: dict[tuple[str, int], float] = {}
     for site, anchor in anchors.items():
         assert anchor is not None
-        for position, axis in _ANCHORS[_operator(anchor)][1]:
+        for position, axis in _scalable(anchor)[1]:
             _scale(model, anchor, position, axis, masks[site], site.ratio, done)
     return True
 
@@ -108,6 +108,20 @@ def _sites(found: CapturedModule, wanted: CapturedModule) -> list[_Site]:
     return sites
 
 
+def _scalable(node: fx.Node) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The entry of `_ANCHORS`, or that of a product with a vector of parameters."""
+    if _operator(node) == "mul":
+        vectors = (
+            (position, 0)
+            for position, operand in enumerate(node.args)
+            if isinstance(operand, fx.Node)
+            and operand.op == "get_attr"
+            and len(shape_of(operand)) == 1
+        )
+        return -1, tuple(vectors)
+    return _ANCHORS.get(_operator(node), (-1, ()))
+
+
 def _operator(node: fx.Node) -> str:
     """The operator's name: ``view`` for ``aten.view.default``; empty for what is no operator."""
     if isinstance(node.target, OpOverload):
@@ -131,7 +145,7 @@ def _anchor(value: fx.Node) -> fx.Node | None:
         if node in seen:
             continue
         seen.add(node)
-        if _operator(node) in _ANCHORS:
+        if _scalable(node)[1]:
             anchors.add(node)
         elif _operator(node) in _PRODUCTS:
             stack.append(node.args[0])  # type: ignore[arg-type]
@@ -156,7 +170,7 @@ def _depends_on_layer(node: fx.Node) -> bool:
     stack, seen = [node], set()
     while stack:
         current = stack.pop()
-        if _operator(current) in _ANCHORS:
+        if _scalable(current)[1]:
             return True
         if current not in seen:
             seen.add(current)
@@ -206,7 +220,7 @@ class _Watching(fx.Interpreter):
 
 
 def _features_of(anchor: fx.Node) -> int:
-    return _ANCHORS[_operator(anchor)][0]
+    return _scalable(anchor)[0]
 
 
 def _reached(value: Tensor, layer: Tensor, axis: int) -> Tensor:
@@ -231,10 +245,9 @@ def _scale(
 ) -> None:
     """Multiply the masked features of a parameter, once, however many sites ask for it."""
     node = anchor.args[position] if position < len(anchor.args) else None
-    if not isinstance(node, fx.Node):
-        return
-    tensor = find_tensor(model, str(node.target))
-    assert tensor is not None
+    tensor = find_tensor(model, str(node.target)) if isinstance(node, fx.Node) else None
+    if not isinstance(node, fx.Node) or tensor is None:
+        return  # no bias, or a constant of the graph alone: the gate will tell
     with torch.no_grad():
         rows = tensor.movedim(axis, 0)
         for index in mask.nonzero().flatten().tolist():

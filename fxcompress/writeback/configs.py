@@ -5,50 +5,53 @@ They are mended where all layers agree.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
+from fxcompress.capture import DynamicSpec
 from fxcompress.graph import find_tensor
 from fxcompress.writeback.gate import Gate
+from fxcompress.writeback.rebuilt import made_to_load, rebuilt
 
+Model = TypeVar("Model", bound=nn.Module)
 Change = tuple[Any, str, int]
 """A configuration, a field of it, and the field's old value."""
-_HEAD_WIDTH = "head_dim"
+_HEAD_WIDTHS = ("d_kv", "head_dim")
 
 
-def mend_configs(result: nn.Module, original: nn.Module, gate: Gate) -> None:
+def mend_configs(result: Model, original: nn.Module, gate: Gate, dynamic: DynamicSpec) -> Model:
     """Set the fields of each ``config`` that follow a size, where the layers agree on the new one.
 
-    Where they do not, no such configuration describes the model, and the field is left alone. So is
-    the width of a head where a model built anew from the configuration would take its attention
-    scale or its rotary table from it and compute something else: loading has to fail then.
+    Where they do not, no such configuration describes the model, and the field is left alone:
+    loading has to fail then. So it has where a model built anew from the configuration would
+    compute something else that no weights can make good.
+
+    Returns:
+        `result`, or a model that computes the same with other weights and can be loaded.
     """
     changed = list(_mend(result, original))
-    if changed and not gate.measure(result).ok:
+    if not changed:
+        return result
+    if not gate.measure(result).ok:
         _restore(changed)  # the forward reads a field, and means something else by it
-    elif any(field == _HEAD_WIDTH for _, field, _ in changed) and not _is_described(result, gate):
-        _restore([change for change in changed if change[1] == _HEAD_WIDTH])
+        return result
+    twin = rebuilt(result)
+    if twin is None or gate.measure(twin).ok:
+        return result
+    if adopted := made_to_load(result, twin, gate, dynamic):
+        return adopted
+    _restore([change for change in changed if change[1] in _HEAD_WIDTHS])
+    twin = rebuilt(result)
+    if twin is not None and not gate.measure(twin).ok:
+        _restore(changed)
+    return result
 
 
 def _restore(changed: list[Change]) -> None:
     for config, field, old in changed:
         setattr(config, field, old)
-
-
-def _is_described(result: nn.Module, gate: Gate) -> bool:
-    """Whether a new model of the configuration computes the same from the same state dict."""
-    make: Any = type(result)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            twin = make(copy.deepcopy(vars(result).get("config"))).to(gate.dtype)
-        twin.load_state_dict(result.state_dict())
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        return False  # a constructor of other arguments, or one that refuses the sizes
-    return gate.measure(twin).ok
 
 
 def _mend(result: nn.Module, original: nn.Module) -> Iterator[Change]:
@@ -78,6 +81,9 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "encoder_ffn_dim": ("linear",),
     "decoder_ffn_dim": ("linear",),
     "d_ff": ("linear",),
+    "d_kv": ("head_dim",),
+    "decoder_attention_heads": ("heads",),
+    "encoder_attention_heads": ("heads",),
     "head_dim": ("head_dim",),
     "hidden_dim": ("linear",),
     "hidden_size": ("embedding",),
@@ -92,7 +98,9 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 """Fields by name, and what they are the size of."""
 
-_HEAD_DIM = ("head_dim", "attention_head_size", "head_size", "attention_head_dim")
+_HEAD_DIM = (
+    "head_dim", "attention_head_size", "head_size", "attention_head_dim", "key_value_proj_dim",
+)  # fmt: skip
 _QUERY = ("q_proj", "query", "q_lin", "q", "c_attn", "query_key_value", "qkv")
 _KEY = ("k_proj", "key", "k_lin", "k", "c_attn", "query_key_value", "qkv")
 _FUSED = ("c_attn", "query_key_value", "qkv")
