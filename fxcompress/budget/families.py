@@ -94,7 +94,11 @@ def _floor(group: ChannelGroup, limits: Limits) -> int:
 
 
 def uniform_path(families: Sequence[Family]) -> Path:
-    """The same share of units leaves every family."""
+    """The same share of units leaves every family: ⌊share · n⌋ of n, never more than asked for.
+
+    Tools that keep ⌊(1 - share) · n⌋, as torch-pruning does, remove one unit more where share · n
+    is no whole number.
+    """
 
     def path(share: float) -> tuple[int, ...]:
         return tuple(max(f.floor, f.units - floor(share * f.units + _TINY)) for f in families)
