@@ -4,7 +4,7 @@ layers that read them are refitted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from fxcompress.budget import Recipe, Sizing
-from fxcompress.calibrate import Grams, Moments, moments, require_data
+from fxcompress.calibrate import (
+    Grams,
+    Moments,
+    Paired,
+    lined,
+    moments,
+    paired_moments,
+    require_data,
+)
 from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.least_squares_solve import Greedy, System
@@ -20,6 +28,7 @@ from fxcompress.passes.readers import Reader, readers
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Edit, Offset, Plan, Project, Replace
 from fxcompress.program import Program
+from fxcompress.rewrite import rewrite
 
 Order = Literal["refitted", "original"]
 
@@ -43,6 +52,8 @@ class LeastSquares(Recipe):
     Attributes:
         lambda_rel: λ as a share of the mean of K's diagonal.
         centred: Use covariances, and let the readers' biases take up the means.
+        sequential: Refit layers one after another, each on what it gets once those before it have
+            been, towards what it gave before any was; the data are gone through once a group.
         order: Score with weights ``refitted`` after each removal, or as they were ``original``.
         inputs: Widest layer whose inputs get a Gram matrix each; in a wider one the places of a
             unit share it.
@@ -51,6 +62,7 @@ class LeastSquares(Recipe):
 
     lambda_rel: float = 1e-3
     centred: bool = False
+    sequential: bool = False
     order: Order = "refitted"
     inputs: int = 8192
     samples: int | None = None
@@ -77,7 +89,7 @@ class LeastSquares(Recipe):
             who=type(self).__name__,
             samples=self.samples,
         )
-        return Fitted(self, own, kinds, found)
+        return Fitted(program, self, own, kinds, found)
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         return self.prepare(program, (group,)).score(program, group)
@@ -88,12 +100,25 @@ class LeastSquares(Recipe):
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """`LeastSquares` with the moments it needs."""
+    """`LeastSquares` in one plan, with the moments it needs.
 
+    Attributes:
+        program: As it was.
+        options: What to do.
+        readers: Of each group.
+        kinds: What each group's Gram matrices are over.
+        moments: Of each group.
+        done: Edits so far that need no projection: what is left of the program computes as if the
+            units that went were gone.
+        notes: For the report.
+    """
+
+    program: Program
     options: LeastSquares
-    readers: dict[ChannelGroup, tuple[Reader, ...]]
-    kinds: dict[ChannelGroup, Grams]
-    moments: dict[ChannelGroup, Moments]
+    readers: Mapping[ChannelGroup, tuple[Reader, ...]]
+    kinds: Mapping[ChannelGroup, Grams]
+    moments: Mapping[ChannelGroup, Moments]
+    done: dict[str, list[Edit]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
@@ -105,46 +130,85 @@ class Fitted:
         stay = torch.zeros(group.cells, group.units, dtype=torch.bool)
         stay.scatter_(1, kept.expand(group.cells, -1), True)
         found: list[Edit] = [Project(group, kept)]
+        pairs = self._pairs(group)
         for one in self.readers[group]:
             if one.tied:
                 self.notes.append(
                     f"{one.weight} writes group {group.name} too and was not refitted to it"
                 )
                 continue
-            found += self._refit(program, group, one, stay)
+            found += self._refit(program, group, one, stay, pairs)
         return tuple(found)
 
     def _refit(
-        self, program: Program, group: ChannelGroup, one: Reader, stay: Tensor
+        self,
+        program: Program,
+        group: ChannelGroup,
+        one: Reader,
+        stay: Tensor,
+        pairs: Mapping[str, Paired],
     ) -> list[Edit]:
-        system, mean = self._system(program, group, one)
-        rows = self._lined(group, stay[..., None, None].expand((*one.index.shape[:3], 1)))
-        mask = rows[..., 0].to(system.gram.device)
-        if self.kinds[group] == "units":
-            mask = stay.to(mask)
-        new = system.refitted(mask)
-        edits: list[Edit] = []
-        if self.options.centred:
-            lost = (system.columns - new) * mean.unsqueeze(2)
-            edits.append(Offset(one.weight, one.sums(lost.reshape(one.index.shape))))
-        columns = torch.where(mask.unsqueeze(2), new, system.columns)
-        value = one.replaced(program, columns.reshape(one.index.shape))
-        return [Replace(one.weight, value), *edits]
-
-    def _system(self, program: Program, group: ChannelGroup, one: Reader) -> tuple[System, Tensor]:
-        """The reader as a linear map, and the means of its inputs."""
-        gram, mean = one.statistics(self.moments[group])
-        if self.options.centred:
-            gram = gram - mean.unsqueeze(2) * mean.unsqueeze(1)
-        columns = self._lined(group, one.columns(program))
-        return System(gram, columns, self.options.lambda_rel, one.weight), mean
-
-    def _lined(self, group: ChannelGroup, entries: Tensor) -> Tensor:
-        """Entries (cells, units, places, …) as rows of the group's Gram matrix."""
+        system, mean, other = self._system(program, group, one, pairs)
         kind = self.kinds[group]
-        if kind == "cells":
-            return entries.flatten(0, 2).unsqueeze(0)
-        return entries.flatten(1, 2) if kind == "places" else entries.flatten(2)
+        places = stay.unsqueeze(2).expand(one.index.shape[:3])
+        mask = stay if kind == "units" else lined(places, kind)
+        mask = mask.to(system.gram.device)
+        new = system.refitted(mask)
+        offsets: list[Edit] = []
+        if self.options.centred:
+            lost = system.columns * mean.unsqueeze(2) - new * other.unsqueeze(2)
+            offsets.append(Offset(one.weight, one.sums(lost.reshape(one.index.shape))))
+        self._note(group, one, new, offsets)
+        columns = torch.where(mask.unsqueeze(2), new, system.columns)
+        return [self._replace(program, one, columns), *offsets]
+
+    def _replace(self, program: Program, one: Reader, columns: Tensor) -> Replace:
+        return Replace(one.weight, one.replaced(program, columns.reshape(one.index.shape)))
+
+    def _note(self, group: ChannelGroup, one: Reader, columns: Tensor, offsets: list[Edit]) -> None:
+        """Remember the layer as it will be: units that went are units that nothing reads."""
+        before = self.done.get(one.weight, [])
+        values = {e.parameter: e.value for e in before if isinstance(e, Replace)}
+        program = self.program.with_values(values) if values else self.program
+        kept = [edit for edit in before if isinstance(edit, Offset)]
+        self.done[one.weight] = [self._replace(program, one, columns), *kept, *offsets]
+
+    def _pairs(self, group: ChannelGroup) -> Mapping[str, Paired]:
+        """What the readers get now, beside what they got; nothing where it is the same."""
+        edits = [edit for own in self.done.values() for edit in own]
+        if not self.options.sequential or not edits:
+            return {}
+        now = rewrite(self.program.module, self.program.analysis.coupling, Plan(tuple(edits)))
+        return paired_moments(
+            self.program,
+            now.module,
+            group,
+            {name for one in self.readers[group] for name in one.values},
+            self.kinds[group],
+            who=type(self.options).__name__,
+            samples=self.options.samples,
+        )
+
+    def _system(
+        self,
+        program: Program,
+        group: ChannelGroup,
+        one: Reader,
+        pairs: Mapping[str, Paired] | None = None,
+    ) -> tuple[System, Tensor, Tensor]:
+        """The reader as a linear map, and the means of its inputs before and now."""
+        options = self.options
+        if pairs:
+            gram, cross, mean, other = one.pooled(pairs, "gram", "cross", "mean", "other")
+        else:
+            gram, mean = one.pooled(self.moments[group].each, "gram", "mean")
+            cross, other = gram, mean
+        if options.centred:
+            gram = gram - other.unsqueeze(2) * other.unsqueeze(1)
+            cross = cross - other.unsqueeze(2) * mean.unsqueeze(1)
+        columns = lined(one.columns(program), self.kinds[group])
+        system = System(gram, columns, options.lambda_rel, one.weight, cross)
+        return system, mean, other
 
 
 def _kind(own: Sequence[Reader], widest: int) -> Grams:
@@ -167,6 +231,7 @@ class LeastSquaresPruning(Sizing):
     Attributes:
         lambda_rel: The ridge, as a share of the mean square of the inputs; see `LeastSquares`.
         centred: Use covariances, and let the readers' biases take up the means.
+        sequential: Refit each layer on what it gets from those that were refitted before it.
         order: Choose with weights ``refitted`` after each removal, or as they were ``original``.
         inputs: Widest layer whose inputs get a Gram matrix each.
         samples: How many samples at most; None for all.
@@ -176,6 +241,7 @@ class LeastSquaresPruning(Sizing):
 
     lambda_rel: float = 1e-3
     centred: bool = False
+    sequential: bool = False
     order: Order = "refitted"
     inputs: int = 8192
     samples: int | None = None

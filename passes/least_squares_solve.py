@@ -2,9 +2,10 @@
 
 A map with weights V (one row for each input) gives Vᵀh of inputs h with Gram matrix K. Without the
 inputs P, and with V_K + (K_KK + λI)⁻¹ K_KP V_P for the others, it gives the nearest thing to what
-it gave, by least squares with a ridge on the change. One input after another, the loss of removing
-block i and refitting all the others is tr(V_iᵀ (M_ii)⁻¹ V_i) with M = (K + λI)⁻¹: the rule of the
-optimal brain surgeon for a quadratic loss (Hassibi & Stork, 1993, eq. 5), of whole rows.
+it gave, by least squares with a ridge on the change. (Where the others have changed as well, to h',
+it is (K'_KK + λI)⁻¹ (E[h'_K hᵀ] V + λ V_K).) One input after another, the loss of removing block i
+and refitting all the others is tr(V_iᵀ (M_ii)⁻¹ V_i) with M = (K + λI)⁻¹: the rule of the optimal
+brain surgeon for a quadratic loss (Hassibi & Stork, 1993, eq. 5), of whole rows.
 """
 
 from __future__ import annotations
@@ -27,21 +28,27 @@ class System:
         columns: V, shape (blocks, n, outputs).
         lambda_rel: λ as a share of the mean of K's diagonal.
         where: What it is, for messages.
+        cross: E[h' hᵀ] where K is that of other inputs h' and the map is to give what it gave of
+            h; None where they are the same.
     """
 
     gram: Tensor
     columns: Tensor
     lambda_rel: float
     where: str
+    cross: Tensor | None = None
+
+    @property
+    def ridge(self) -> Tensor:
+        """λ of each block; 1 where there is no signal at all."""
+        level = self.gram.diagonal(dim1=1, dim2=2).mean(1)
+        return torch.where(level > 0, self.lambda_rel * level, 1.0)
 
     @property
     def ridged(self) -> Tensor:
-        """K + λI; the identity where there is no signal at all."""
-        n = self.gram.shape[-1]
-        level = self.gram.diagonal(dim1=1, dim2=2).mean(1)
-        lam = torch.where(level > 0, self.lambda_rel * level, 1.0)
-        eye = torch.eye(n, dtype=self.gram.dtype, device=self.gram.device)
-        return self.gram + lam[:, None, None] * eye
+        """K + λI."""
+        eye = torch.eye(self.gram.shape[-1], dtype=self.gram.dtype, device=self.gram.device)
+        return self.gram + self.ridge[:, None, None] * eye
 
     @property
     def energy(self) -> float:
@@ -60,12 +67,13 @@ class System:
     def refitted(self, kept: Tensor) -> Tensor:
         """V of the same shape, refitted on the inputs `kept`, shape (blocks, n), zero elsewhere."""
         new = torch.zeros_like(self.columns)
-        ridged = self.ridged
+        ridged, ridge = self.ridged, self.ridge
+        wanted = (self.gram if self.cross is None else self.cross) @ self.columns
         for block, stay in enumerate(kept):
-            rows, gone = stay.nonzero().flatten(), (~stay).nonzero().flatten()
+            rows = stay.nonzero().flatten()
             factor = self._factor(ridged[block][rows][:, rows])
-            cross = self.gram[block][rows][:, gone] @ self.columns[block, gone]
-            new[block, rows] = self.columns[block, rows] + torch.cholesky_solve(cross, factor)
+            right = wanted[block, rows] + ridge[block] * self.columns[block, rows]
+            new[block, rows] = torch.cholesky_solve(right, factor)
         return new
 
     def _factor(self, matrix: Tensor) -> Tensor:

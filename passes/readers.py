@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,15 +91,15 @@ class Reader:
         places = mean.shape[2]
         return Features(mean.mean(2, keepdim=True), square.mean(2, keepdim=True), count * places)
 
-    def statistics(self, found: Moments) -> tuple[Tensor, Tensor]:
-        """The Gram matrix and the mean of what it reads, over all its calls."""
-        own = [found.each[name] for name in self.values]
+    def pooled(self, found: Mapping[str, Any], *parts: str) -> list[Tensor]:
+        """Means over all its calls of parts of what was found for each value, by sample."""
+        own = [found[name] for name in self.values]
         count = sum(one.count for one in own)
-        gram, mean = own[0].gram * 0, own[0].mean * 0
-        for one in own:
-            gram = gram + one.gram * (one.count / count)
-            mean = mean + one.mean * (one.count / count)
-        return gram, mean
+        shares = [one.count / count for one in own]
+        return [
+            torch.stack([getattr(o, p) * w for o, w in zip(own, shares, strict=True)]).sum(0)
+            for p in parts
+        ]
 
 
 def readers(program: Program, group: ChannelGroup) -> tuple[Reader, ...]:

@@ -6,8 +6,9 @@ it. Only what is asked for is kept; a value is freed as soon as no node needs it
 
 from fxcompress.calibrate.data import require_data
 from fxcompress.calibrate.gradients import Gradients, gradients
-from fxcompress.calibrate.moments import Features, Grams, Moments, moments
+from fxcompress.calibrate.moments import Features, Grams, Moments, lined, moments
 from fxcompress.calibrate.observe import observe
+from fxcompress.calibrate.pairs import Paired, paired_moments
 from fxcompress.calibrate.signals import places_of, unit_signals
 
 __all__ = [
@@ -15,9 +16,12 @@ __all__ = [
     "Gradients",
     "Grams",
     "Moments",
+    "Paired",
     "gradients",
+    "lined",
     "moments",
     "observe",
+    "paired_moments",
     "places_of",
     "require_data",
     "unit_signals",

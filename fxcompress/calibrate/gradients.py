@@ -101,7 +101,7 @@ class _Recorder:
         self.watched = {name for pair in self.places for name in pair[:2]}
         self.written = _written(program.module.graph)
         self.values: dict[str, Tensor] = {}
-        self.module = runner(program, self._visit)
+        self.module = runner(program.module, self._visit)
         self.sums = {n: torch.zeros_like(p, dtype=_wide(p)) for n, p in self.leaves.items()}
         self.squares: dict[str, Tensor] = {}
 

@@ -121,6 +121,13 @@ def moments(
     return {group: _pooled(own) for group, own in owned.items()}
 
 
+def lined(entries: Tensor, gram: Grams) -> Tensor:
+    """Entries by unit, (cells, units, places, …), as rows of the Gram matrices asked for."""
+    if gram == "cells":
+        return entries.flatten(0, 2).unsqueeze(0)
+    return entries.flatten(1, 2) if gram == "places" else entries.flatten(2)
+
+
 def _tap(sums: list[_Sum]) -> Callable[[Tensor], None]:
     def tap(value: Tensor) -> None:
         for one in sums:
@@ -152,19 +159,13 @@ class _Sum:
         self.first = self.first.to(wide) + wide.sum(3)
         self.second = self.second.to(wide) + wide.square().sum(3)
         if self.kind != "none":
-            rows = self._lined(wide).to(wide)
+            rows = lined(wide, self.kind).to(wide)
             self.gram = self.gram.to(wide) + rows @ rows.mT
-
-    def _lined(self, entries: Tensor) -> Tensor:
-        """Entries (cells, units, places, …) as those of the matrix's rows."""
-        if self.kind == "cells":
-            return entries.flatten(0, 2).unsqueeze(0)
-        return entries.flatten(1, 2) if self.kind == "places" else entries.flatten(2)
 
     def vectors(self) -> tuple[Tensor, Tensor, int]:
         """Sums and sums of squares along the matrix's rows, and over how many samples."""
         if self.kind in ("places", "cells"):
-            return self._lined(self.first), self._lined(self.second), self.count
+            return lined(self.first, self.kind), lined(self.second, self.kind), self.count
         return self.first.sum(2), self.second.sum(2), self.count * self.first.shape[2]
 
     @property

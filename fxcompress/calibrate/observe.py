@@ -48,7 +48,9 @@ def observe(
     """
     task = require_data(program, who)
     check_nodes(program, taps, who)
-    module = runner(program, lambda n, value: taps[n.name](value) if n.name in taps else None)
+    module = runner(
+        program.module, lambda n, value: taps[n.name](value) if n.name in taps else None
+    )
     seen = 0
     with torch.no_grad():
         for inputs, _, size in samples_of(program, who, limit=samples):
@@ -80,7 +82,7 @@ def check_repeats(program: Program, inputs: Any, who: str) -> None:
         PlanError: It does.
     """
     task = require_data(program, who)
-    module, few = runner(program), head(inputs, 0, FEW)
+    module, few = runner(program.module), head(inputs, 0, FEW)
     first, second = (_tensors(call(module, task, copies(few))) for _ in range(2))
     gap, _ = distance(second, first)
     if not gap <= REPEATS:
@@ -95,15 +97,15 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def runner(
-    program: Program,
+    source: CapturedModule,
     visit: Callable[[fx.Node, Any], Any] = lambda _n, _value: None,
 ) -> CapturedModule:
     """A module to call as the task says, which shows the value of every node to `visit`.
 
-    It shares the program's tensors and is in evaluation mode. Where `visit` returns something, that
-    takes the value's place.
+    It shares the tensors of `source` and is in evaluation mode. Where `visit` returns something,
+    that takes the value's place.
     """
-    module = clone_graph(program.module).eval()
+    module = clone_graph(source).eval()
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         flat = flat_inputs(module, copies(args), copies(kwargs))
