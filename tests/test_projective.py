@@ -22,6 +22,7 @@ from fxcompress.passes.projective.pairs import pairs_of
 from fxcompress.passes.projective.vectors import vectors_of
 from fxcompress.program import Program
 from models import randomize
+from nets_sequence import RotaryGroupedAttention
 from programs import PRUNABLE, program
 
 DOUBLE = torch.float64
@@ -468,6 +469,34 @@ def test_heads_that_share_a_key_add_up() -> None:
     pairs = pairs_of(found, found.group("v_proj"))
     assert pairs is not None
     torch.testing.assert_close(pairs.grams(), torch.einsum("hreij,hrfij->hef", units, units))
+
+
+class TwoBlocks(nn.Module):
+    """Two blocks that rotate by the same frequencies, so that both lose the same dims."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = RotaryGroupedAttention(), RotaryGroupedAttention()
+        self.between = nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.between(self.first(x)))  # type: ignore[no-any-return]
+
+
+def test_layers_that_share_a_rotation_are_paired_each() -> None:
+    net = TwoBlocks()
+    randomize(net)
+    net.double()
+    net.second.inv_freq = net.first.inv_freq
+    found = fx.compile(net, (torch.randn(2, 7, 5, dtype=DOUBLE),))
+    group = next(group for group in groups_of(found) if group.kind == "qk")
+    pairs = pairs_of(found, group)
+    assert pairs is not None
+    names = [[site.parameter.split(".")[:2] for site in pair.sites] for pair in pairs.layers]
+    assert names == [[[block, "q_proj"], [block, "k_proj"]] for block in ("first", "second")]
+    assert float(pairs.grams().diagonal(dim1=1, dim2=2).mean()) == pytest.approx(2)
+    small = fx.apply(found, ProjectivePruning(ratio=0.5, dims="qk", round_to=1))
+    assert parameter(small, "second.k_proj.weight").shape == (4, 10)
 
 
 # ---- what may go wrong
