@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fxcompress as fx
 from fxcompress import passes
+from fxcompress.calibrate.gradients import gradients
 from fxcompress.errors import PlanError
 from fxcompress.passes import KroneckerSurgeon, KronOBSPruning
 from fxcompress.passes.kron_obs_factors import (
@@ -62,20 +63,46 @@ def test_damages_are_the_reference_ones(golden: dict[str, Tensor]) -> None:
     torch.testing.assert_close(damages.sum(0), golden["eigendamage_col"], **close)  # type: ignore[arg-type]
 
 
-def test_factors_of_a_softmax_regression_are_the_reference_ones(golden: dict[str, Tensor]) -> None:
-    """A exactly; G over drawn labels, of which there are 12 times 1000."""
+@pytest.fixture(scope="module")
+def drawn(golden: dict[str, Tensor]) -> tuple[fx.Program, str]:
+    """The softmax regression of the reference with a thousand draws of its labels, and its call."""
     layer = nn.Linear(4, 3, bias=False)
     net = nn.Sequential(layer).double()
     with torch.no_grad():
         layer.weight.copy_(golden["W"])
     batch = (golden["X"], golden["y"])
     found = fx.compile(net, (golden["X"],), task=fx.Task([batch] * 1000, F.cross_entropy))
-    shown = with_drawn_labels(found, "a test")
-    name = next(iter(n.name for n in found.module.graph.nodes if "linear" in n.name))
-    factors = factors_of(shown, {"0.weight": [name]}, "a test")["0.weight"]
+    name = next(node.name for node in found.module.graph.nodes if "linear" in node.name)
+    return with_drawn_labels(found, "a test"), name
+
+
+CHANCE = 4 * 0.5 / 12000**0.5  # four standard errors of a mean of what lies between 0 and 1
+
+
+def test_factors_of_a_softmax_regression_are_the_reference_ones(
+    golden: dict[str, Tensor], drawn: tuple[fx.Program, str]
+) -> None:
+    found, name = drawn
+    factors = factors_of(found, {"0.weight": [name]}, "a test")["0.weight"]
     torch.testing.assert_close(factors.inputs, golden["A"], rtol=EXACT, atol=EXACT)
-    # Four standard errors of a mean of products below one.
-    torch.testing.assert_close(factors.outputs, golden["G"], rtol=0, atol=4 / 12000**0.5)
+    torch.testing.assert_close(factors.outputs, golden["G"], rtol=0, atol=CHANCE)
+
+
+def test_with_drawn_labels_squared_gradients_are_the_true_fisher_information(
+    golden: dict[str, Tensor], drawn: tuple[fx.Program, str]
+) -> None:
+    found, name = drawn
+    total = torch.zeros(3, 4, dtype=torch.float64)
+
+    def add(_: Tensor, gradient: Tensor) -> None:
+        total.add_(gradient.square().mT @ golden["X"].square())
+
+    gradients(found, (), {name: add})
+    fisher = total / 12000
+    torch.testing.assert_close(fisher, golden["true_fisher_diag"], rtol=0, atol=4 * CHANCE)
+    rows = 0.5 * (golden["W"].square() * fisher).sum(1)
+    torch.testing.assert_close(rows, golden["obd_row"], rtol=0, atol=CHANCE)
+    assert not torch.allclose(fisher, golden["empirical_fisher_diag"], rtol=0, atol=4 * CHANCE)
 
 
 @given(st.integers(0, 2**20), st.integers(2, 5), st.integers(1, 4))
