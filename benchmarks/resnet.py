@@ -223,11 +223,13 @@ def _failures(points: Points, bench: Bench, stage: str) -> str:
     lines = {
         f"- {key['method']} failed: {record['failed']}"
         for record in points.known.values()
-        if "failed" in record
-        and (key := record["key"])["model"] == bench.name
-        and key["stage"] == stage
+        if "failed" in record and _is_of(record, bench) and (key := record["key"])["stage"] == stage
     }
     return "\n\n" + "\n".join(sorted(lines)) if lines else ""
+
+
+def _is_of(record: dict[str, Any], bench: Bench) -> bool:
+    return bool(record["key"]["model"] == bench.name and record["key"]["test"] == bench.count)
 
 
 def draw(points: Points, bench: Bench, path: Path) -> None:
@@ -268,8 +270,9 @@ def write(points: Points, benches: Sequence[Bench], out: Path) -> None:
                               if out.with_name(f"{out.name}_{b.name}.png").exists())
     }  # fmt: skip
     page(out.with_suffix(".md"), "Pruned ResNets on CIFAR-10", words, body | pictures)
-    records = json.dumps(list(points.known.values()), indent=1)
-    out.with_suffix(".json").write_text(records + "\n", encoding="utf-8")
+    records = [r for r in points.known.values() if any(_is_of(r, bench) for bench in benches)]
+    text = json.dumps(records, indent=1)
+    out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:
