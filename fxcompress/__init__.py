@@ -18,7 +18,7 @@ from fxcompress.errors import (
     VerificationError,
     WriteBackError,
 )
-from fxcompress.plan import Plan, Project, Reparametrize, Replace
+from fxcompress.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.program import Program, load
 from fxcompress.rules import axis_rule
 from fxcompress.scan import Sensitivity, sensitivity
@@ -48,6 +48,7 @@ __all__ = [
     "ExportError",
     "FxCompressError",
     "LoadError",
+    "Offset",
     "Plan",
     "PlanError",
     "Program",
