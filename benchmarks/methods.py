@@ -34,7 +34,7 @@ METHODS: Mapping[str, Method] = {
     "IPPRO": passes.IPPRO,
     "IPPRO, slope": partial(passes.IPPRO, score="slope"),
     "folding": passes.Folding,
-    "folding, effective rows": partial(passes.Folding, rows="effective"),
+    "folding, rows and columns": partial(passes.Folding, consumers=True),
     "projective": passes.ProjectivePruning,
     "least squares": passes.LeastSquaresPruning,
     "torch-pruning magnitude": passes.TorchPruningPass,

@@ -58,7 +58,9 @@ class Folding(Sizing):
         rows: ``raw`` merges the weights as they are and gives BatchNorm the means of its tensors
             and a variance that fits; ``effective`` merges what comes out of BatchNorm, which stays
             in the graph.
-        consumers: Cluster by the columns of the consumers too.
+        consumers: Cluster by the columns of the consumers too. The bound on the error speaks of
+            rows alone; trained convolutions with BatchNorm fold better with both, the dense layers
+            that were tried without (``docs/folding.md``, ``docs/small_nets.md``).
         standardize: Give every column of what is clustered mean 0 and variance 1.
         linkage: ``kmeans``, refined by single moves; or ``ward``.
         statistics: Where the variance of merged units comes from: ``data`` measures how units
