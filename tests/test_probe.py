@@ -321,6 +321,25 @@ def test_perturbed_sets_tell_every_pair_of_slices_apart(size: int) -> None:
             assert i == k or any(one[i] and not one[k] for one in sets)
 
 
+class _Nested(nn.Module):
+    """An operator of torch that yields a list beside a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        counts, edges = torch.histogramdd(self.layer(x), [2, 2, 2])
+        return counts, *edges
+
+
+@pytest.mark.parametrize("probe", [False, True])
+def test_results_within_results_freeze(probe: bool) -> None:
+    program = fx.compile(_Nested(), (torch.randn(5, 4),), probe=probe)
+    assert "aten::histogramdd" in program.report.unknown
+    assert all(group.frozen for group in program.groups)
+
+
 @pytest.mark.slow
 def test_what_it_finds_in_torchs_own_operators_obeys_the_law_of_rules() -> None:
     """Over PyTorch's samples, for every operator that has no rule."""
@@ -348,10 +367,7 @@ def _ruleless() -> Iterator[tuple[Any, CapturedModule]]:
             nodes = calls(module) if module is not None else []
             if module is None or len(nodes) != 1 or is_known(nodes[0]):
                 continue
-            value = nodes[0].meta["val"]
-            several = value if isinstance(value, (tuple, list)) else (value,)
-            if all(isinstance(one, Tensor) for one in several):
-                yield info, module
+            yield info, module
 
 
 def _random_cut(coupling: Coupling, chance: random.Random) -> Choices:

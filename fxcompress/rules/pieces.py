@@ -11,6 +11,7 @@ from torch import fx
 from fxcompress.axes import Axes, Expr, concat
 from fxcompress.graph import dynamic_dims
 from fxcompress.rules.context import Context, Output
+from fxcompress.rules.create import frozen
 from fxcompress.rules.registry import axis_rule
 from fxcompress.rules.schema import arguments, position
 
@@ -87,5 +88,8 @@ def _padded(
 
 @axis_rule(operator.getitem)
 def _getitem(ctx: Context, node: fx.Node) -> Output:
+    """One of several results; no rule yields results within results."""
+    if isinstance(node.meta.get("val"), (tuple, list)):
+        return frozen(ctx, node, "several results within a result")
     source, number = node.args[:2]
     return ctx.axes[source][number]  # type: ignore[index, return-value]
