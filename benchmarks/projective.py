@@ -34,8 +34,10 @@ from torch import Tensor
 from fxcompress.elimination import Elimination, Vectors, eliminate
 
 SIZES, TIMES, LAM = (256, 1024, 4096), (1, 4), 1e-3
-SAMPLE = 32
+SAMPLE = 16
 """Steps of a slow way that are timed where all of them would take too long."""
+LONG = 2
+"""Most repetitions for larger n."""
 WHOLE = 1024
 """Largest n where every step of the downdates is timed, and orders are compared."""
 
@@ -123,7 +125,7 @@ def round_of(n: int, m: int) -> dict[str, Any]:
     gram_time, gram = timed(lambda: rows @ rows.T)
     vectors = Vectors.of_gram(gram)
     sample = steps if n <= WHOLE else SAMPLE
-    few = min(sample, 2 if n > WHOLE else SAMPLE)
+    few = min(sample, 1 if n > WHOLE else SAMPLE)
     load = os.getloadavg()[0]
     ours, found = timed(lambda: eliminate(vectors, steps, LAM))
     once, _ = timed(lambda: factorised(gram))
@@ -158,7 +160,7 @@ def compared(n: int, m: int) -> dict[str, Any]:
 
 def summary(points: Points, n: int, times: int, rounds: int) -> dict[str, Any]:
     """Medians with their spread, and the ratios of medians."""
-    m = times * n
+    m, rounds = times * n, rounds if n <= WHOLE else min(rounds, LONG)
     taken = [
         points.measure(lambda: round_of(n, m), n=n, m=m, round=number) for number in range(rounds)
     ]
@@ -221,10 +223,11 @@ def _spread(seconds: Sequence[float]) -> str:
 
 WORDS = """{how}
 
-Rows are random with a decaying spectrum, λ = 1e-3, {threads} threads, {rounds} repetitions. *Same
-order* compares all removals with the definition for n = 256, and for n = 1024 with its scores from
-a new factorisation at every step. *Load* is the number of processes that wanted the processor, by
-`os.getloadavg`; the ratios of CPU times suffer less from others."""
+Rows are random with a decaying spectrum, λ = 1e-3, {threads} threads, {rounds} repetitions
+({long} for n > {whole}). *Same order* compares all removals with the definition for n = 256, and
+for n = 1024 with its scores from a new factorisation at every step. *Load* is the number of
+processes that wanted the processor, by `os.getloadavg`; the ratios of CPU times suffer less from
+others."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -240,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = [summary(points, n, k, args.rounds) for n in args.sizes for k in TIMES]
     DOCS.mkdir(exist_ok=True)
     how = __doc__.partition("projective.py\n\n")[2].rpartition("\n\nRepetitions")[0]  # type: ignore[union-attr]
-    words = WORDS.format(how=how, threads=args.threads, rounds=args.rounds)
+    words = WORDS.format(how=how, threads=args.threads, rounds=args.rounds, long=LONG, whole=WHOLE)
     page(DOCS / "projective.md", "Time of a greedy elimination", words, sections(found))
     (DOCS / "projective.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     panels = {

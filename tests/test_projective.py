@@ -516,6 +516,13 @@ def test_options_that_make_no_sense(options: dict[str, Any], words: str) -> None
         ProjectivePruning(ratio=0.5, **options)
 
 
+def test_weights_that_are_not_finite_are_named() -> None:
+    found = fx.compile(mlp(5, 8, 3), (torch.randn(2, 5, dtype=DOUBLE),))
+    parameter(found, "0.weight")[2, 1] = torch.nan
+    with pytest.raises(PlanError, match=r"0\.weight has entries that are not finite"):
+        fx.apply(found, ProjectivePruning(ratio=0.5))
+
+
 def test_without_a_ridge_dependent_units_are_refused() -> None:
     found = program("mlp")
     with pytest.raises(PlanError, match="7 units span only 5 dimensions"):

@@ -13,9 +13,10 @@ that were left then, `.importance` a score for every unit that sorts in that ord
 
 from __future__ import annotations
 
-from fxcompress.elimination.greedy import RESCORING, Elimination, Rescoring, Vectors, eliminate
+from fxcompress.elimination.greedy import RESCORING, Rescoring, eliminate
 from fxcompress.elimination.kernels import arc_cosine
 from fxcompress.elimination.scores import Form, Scores, inverse, scores
+from fxcompress.elimination.vectors import Elimination, Vectors
 
 __all__ = [
     "RESCORING",

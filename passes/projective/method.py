@@ -12,6 +12,7 @@ from torch import Tensor
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.elimination import RESCORING, Elimination, Rescoring, Vectors, eliminate
 from fxcompress.errors import PlanError
+from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.projective.pairs import Pairs, pairs_of
 from fxcompress.passes.projective.rewrites import Rewrites, compensate, redistribute
@@ -126,6 +127,8 @@ class Prepared:
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         if self.options.aggregate == "mean_of_scores":
             return mean_of_scores(program, group, self.options.lam, self.options.relative)
+        if not _finite(program, group):
+            return torch.full((group.cells, group.units), torch.nan)  # the pass tells which
         found = self._eliminations(program, group)
         self.last = group, found
         return torch.stack([each.importance for each in found])
@@ -219,6 +222,11 @@ class Prepared:
         if pairs is not None and self.options.reconstruction != "none":
             return 1.0
         return self.options.alpha if self.options.reconstruction == "redistribute" else 0.0
+
+
+def _finite(program: Program, group: ChannelGroup) -> bool:
+    values = (find_tensor(program.module, site.parameter) for site in group.sites)
+    return all(value is None or bool(torch.isfinite(value).all()) for value in values)
 
 
 def _ridge(gram: Tensor, lam: float, relative: bool) -> float:
