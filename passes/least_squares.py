@@ -51,7 +51,8 @@ class LeastSquares(Recipe):
 
     Attributes:
         lambda_rel: λ as a share of the mean of K's diagonal.
-        centred: Use covariances, and let the readers' biases take up the means.
+        centred: Use covariances, and let the readers' biases take up the means; at the border of a
+            map that a convolution pads with zeros the constant is too large.
         sequential: Refit layers one after another, each on what it gets once those before it have
             been, towards what it gave before any was; the data are gone through once a group.
         order: Score with weights ``refitted`` after each removal, or as they were ``original``.
