@@ -36,7 +36,7 @@ from fxcompress.train import evaluate  # noqa: E402
 
 SHORTCUTS = ("conv1.weight:out", "*.conv2.weight:out")
 LAYERS = [f"layer{stage}.{block}.conv1.weight" for stage in (1, 2, 3) for block in range(3)]
-RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+RATIOS = (0.1, 0.3, 0.5, 0.7)
 CALIBRATION = 1000
 """Training images: for statistics of merged units, and to renew those of BatchNorm."""
 

@@ -33,6 +33,7 @@ METHODS: Mapping[str, Method] = {
     "FLAP": passes.FLAPPruning,
     "IPPRO": passes.IPPRO,
     "IPPRO, slope": partial(passes.IPPRO, score="slope"),
+    "IPPRO, scale free": partial(passes.IPPRO, scale_free=True),
     "folding": passes.Folding,
     "folding, rows and columns": partial(passes.Folding, consumers=True),
     "projective": passes.ProjectivePruning,

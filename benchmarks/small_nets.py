@@ -29,9 +29,9 @@ import fxcompress as fx
 from fxcompress.passes import RecalibrateBatchNorm
 from fxcompress.train import evaluate
 
-RATIOS = (0.1, 0.3, 0.5, 0.7)
-CALIBRATION, CLOUDS = 500, 454
-"""Training samples that methods look at; test clouds, every second one."""
+RATIOS = {"LeNet-5": (0.1, 0.3, 0.5, 0.7), "PointNet": (0.5,)}
+IMAGES, CLOUDS, EVERY = 500, 200, 4
+"""Training samples that methods look at, and which of the test clouds are measured on."""
 SEEDS = {"random": (0, 1, 2)}
 STAGES = {"none": "as it is", "bn": "after BatchNorm is recalibrated"}
 
@@ -58,13 +58,13 @@ def lenet() -> Subject:
     net = packs().LeNet5()
     net.load_state_dict(packs().ckpt("mnist_lenet5"))
     train, test = (_digits(split) for split in ("train", "test"))
-    order = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
+    order = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(0))[:IMAGES]
     seen = _batches(train[0][order], train[1][order], 100)
     return Subject(
         fx.compile(net.eval(), (seen[0][0][:1],), task=fx.Task(seen, nn.functional.cross_entropy)),
         fx.Task(_batches(*test, 500), metric=_right),
         ("none",),
-        f"LeNet-5 with ReLU on all 10,000 MNIST test images; methods see {CALIBRATION} training "
+        f"LeNet-5 with ReLU on all 10,000 MNIST test images; methods see {IMAGES} training "
         "images (seed 0).",
     )
 
@@ -81,16 +81,16 @@ def pointnet() -> Subject:
     net = packs().PointNet()
     net.load_state_dict(packs().ckpt("modelnet40_pointnet"))
     points, labels = _clouds("train")
-    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:CLOUDS]
     seen = _batches(points[order], torch.tensor(packs().MN10_IN_40)[labels[order]], 50)
-    test = [part[::2] for part in _clouds("test")]
+    test = [part[::EVERY] for part in _clouds("test")]
     return Subject(
         fx.compile(net.eval(), (seen[0][0][:1],), task=fx.Task(seen, nn.functional.cross_entropy)),
         fx.Task(_batches(*test, 50), metric=_right_of_ten),
         ("none", "bn"),
         f"PointNet without T-nets, trained for 40 classes, on {len(test[0])} ModelNet10 test "
-        "clouds (every second one), among its ten classes; methods and recalibration see "
-        f"{CALIBRATION} training clouds.",
+        f"clouds (every {EVERY}th), among its ten classes; methods and recalibration see "
+        f"{CLOUDS} training clouds (seed 0).",
     )
 
 
@@ -133,8 +133,8 @@ def figures(name: str, method: str, ratio: float, seed: int) -> dict[str, float]
 def measure(points: Points, wanted: argparse.Namespace) -> None:
     """Fill in what is not known yet."""
     for name in wanted.nets:
-        for method in ("dense", *METHODS):
-            for ratio in [0.0] if method == "dense" else wanted.ratios:
+        for ratio in (0.0, *RATIOS[name]):
+            for method in METHODS if ratio else ("dense",):
                 for seed in SEEDS.get(method, (0,)):
                     work = _bound(figures, name, method, ratio, seed)
                     points.measure(work, net=name, method=method, ratio=ratio, seed=seed)
@@ -159,18 +159,22 @@ def write(points: Points, wanted: argparse.Namespace) -> None:
     """The page, the figures and the plot."""
     body, panels = {}, {}
     for name in wanted.nets:
+        ratios = sorted(RATIOS[name])
         for stage in SUBJECTS[name]().stages:
             rows = {
-                method: [cell(points, name, method, ratio, stage) for ratio in wanted.ratios]
+                method: [cell(points, name, method, ratio, stage) for ratio in ratios]
                 for method in METHODS
             }
+            rows = {method: cells for method, cells in rows.items() if any(cells)}
+            if not rows:
+                continue
             dense = cell(points, name, "dense", 0.0, stage)
             top = f"dense {dense:.2f}" if isinstance(dense, float) else ""
             title = f"{name}, {STAGES[stage]}: top-1 in percent, {top}"
-            names = [f"{ratio:.0%}" for ratio in wanted.ratios]
+            names = [f"{ratio:.0%}" for ratio in ratios]
             body[title] = table(rows, names, corner="removed", digits=2) + _failures(points, name)
             panels[f"{name}, {STAGES[stage]}"] = {
-                method: [(100 * r, c) for r, c in zip(wanted.ratios, cells, strict=True)
+                method: [(100 * r, c) for r, c in zip(ratios, cells, strict=True)
                          if isinstance(c, float)]
                 for method, cells in rows.items() if any(isinstance(c, float) for c in cells)
             }  # fmt: skip
@@ -208,7 +212,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--nets", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
-    add("--ratios", nargs="+", type=float, default=list(RATIOS))
     add("--points-file", type=Path, default=HERE.parent / "out" / "small_nets.jsonl")
     add("--out", type=Path, default=DOCS / "small_nets", help="of the page, without its ending")
     add("--fresh", action="store_true", help="forget what was measured before")
