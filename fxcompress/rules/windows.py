@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from torch import fx
 
@@ -35,18 +36,43 @@ RESAMPLERS = (
 
 @axis_rule(*POOLS, *MIRRORS, *RESAMPLERS)
 def _positions(ctx: Context, node: fx.Node) -> Output:
-    """Each channel alone, over windows of the positions, which are the last axes."""
+    """Each channel alone, over windows of the positions, which are the last axes.
+
+    Along an axis with windows of a single position nothing is pooled.
+    """
     value = node.meta["val"]
     many = isinstance(value, (tuple, list))
     shape = example_shape(value[0]) if many else ctx.shape(node)
     count = int(re.findall(r"\dd", str(node.target))[0][0])
     axes = ctx.of(node.args[0])
-    lead = axes[: len(axes) - count]
-    ctx.freeze(axes[len(lead) :], node, "pooled or resampled positions")
+    places = range(len(axes) - count, len(axes))
+    pooled = [place for place, alone in zip(places, _single(node, count), strict=True) if not alone]
+    ctx.freeze((axes[place] for place in pooled), node, "pooled or resampled positions")
+    out = tuple(
+        ctx.fixed(shape[place], node, "positions") if place in pooled else expr
+        for place, expr in enumerate(axes)
+    )
     if "max" in str(node.target):
-        ctx.barrier(lead, node, str(node.target))
-    out = (*lead, *(ctx.fixed(size, node, "positions") for size in shape[len(lead) :]))
+        kept = (expr for place, expr in enumerate(axes) if place not in pooled)
+        ctx.barrier(kept, node, str(node.target))
     return (out, out) if many else out
+
+
+def _single(node: fx.Node, count: int) -> list[bool]:
+    """For each of the last axes, whether every window is one position, and the next the next."""
+    named = arguments(node)
+    numbered = isinstance(node.meta["val"], (tuple, list))  # indices count places of all axes
+    if "kernel_size" not in named or numbered:
+        return [False] * count
+    stride = named["stride"] or named["kernel_size"]
+    windows = (_each(value, count) for value in (named["kernel_size"], stride, named["padding"]))
+    return [one == (1, 1, 0) for one in zip(*windows, strict=True)]
+
+
+def _each(value: int | Sequence[int], count: int) -> list[int]:
+    """A number, or a list of one, for each of `count` axes."""
+    given = [value] if isinstance(value, int) else list(value)
+    return given * (count // len(given))
 
 
 @axis_rule("aten::grid_sampler", "aten::grid_sampler_2d", "aten::grid_sampler_3d")
