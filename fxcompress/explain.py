@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -11,6 +10,7 @@ from typing import Any
 
 import networkx as nx
 
+from fxcompress.alike import folded
 from fxcompress.axes import Factor, leaves
 from fxcompress.coupling import Coupling
 from fxcompress.errors import PlanError
@@ -68,39 +68,6 @@ def _described(group: ChannelGroup) -> str:
         lines.append(f"  may not shrink: {group.frozen}")
     lines += [f"  not exact under zero-masking: {words}" for words in folded(group.inexact)]
     return "\n".join(lines)
-
-
-def folded(names: Iterable[str]) -> list[str]:
-    """Names that differ in numbers alone as one, with ``*`` where they differ and their count.
-
-    >>> folded(["stem", "blocks.0.fc1", "blocks.1.fc1"])
-    ['stem', 'blocks.*.fc1 (2)']
-    """
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(without_numbers(name), []).append(name)
-    merged: dict[str, list[str]] = {}
-    for own in alike.values():
-        merged.setdefault(common_name(own), []).extend(own)
-    return [name if len(own) == 1 else f"{name} ({len(own)})" for name, own in merged.items()]
-
-
-def without_numbers(name: str) -> str:
-    """Equal for names that differ in numbers alone."""
-    return re.sub(r"\d+", "#", name)
-
-
-def common_name(names: Sequence[str]) -> str:
-    """One glob for names that differ in numbers alone.
-
-    >>> common_name(["layer1.0.conv1", "layer1.1.conv1"])
-    'layer1.*.conv1'
-    """
-    split = [re.split(r"(\d+)", name) for name in names]
-    return "".join(
-        part if all(part == other[place] for other in split) else "*"
-        for place, part in enumerate(split[0])
-    )
 
 
 def explain_path(

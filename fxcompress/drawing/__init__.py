@@ -61,8 +61,8 @@ def draw_groups(
 def draw_overview(groups: Sequence[ChannelGroup], title: str, path: str | Path) -> Path:
     """Draw all groups, and which layers read one and write another.
 
-    Where there are too many arrows to see anything, those that others imply are left out, and the
-    title says so.
+    Groups that are alike and hang on the very same others share a box. Where there are too many
+    arrows to see anything, those that others imply are left out, and the title says so.
 
     Args:
         groups: All groups.
@@ -72,7 +72,7 @@ def draw_overview(groups: Sequence[ChannelGroup], title: str, path: str | Path) 
     graph: nx.DiGraph[str] = overview(groups)
     left_out = graph.graph[LEFT_OUT]
     words = f"; {left_out} arrows that others imply are not shown" if left_out else ""
-    heading = (title, f"{graph.number_of_nodes()} groups of channels{words}")
+    heading = (title, f"{len(groups)} groups{words}")
     return write_picture([Panel(heading, place(graph))], Path(path))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import networkx as nx
 
+from fxcompress.alike import common_name, without_numbers
 from fxcompress.flow import layer_of
 from fxcompress.groups import ChannelGroup
 
@@ -29,7 +30,7 @@ def overview(groups: Sequence[ChannelGroup]) -> nx.DiGraph[str]:
         cells = f" x {group.cells}" if group.cells > 1 else ""
         lines = (group.name, f"{group.units}{cells} units ({group.kind})")
         kind = "frozen" if group.frozen else "group"
-        graph.add_node(group.name, lines=lines, kind=kind, marked=False)
+        graph.add_node(group.name, lines=lines, kind=kind, marked=False, members=[group.name])
     for (first, second), layers in _layers(groups).items():
         forward = order[first] < order[second]
         edge = (first, second) if forward else (second, first)
@@ -39,7 +40,7 @@ def overview(groups: Sequence[ChannelGroup]) -> nx.DiGraph[str]:
     for *_, data in graph.edges(data=True):
         data["both"] = len(data["ways"]) > 1
         data["back"] = data["ways"] == {False}
-    return _labelled(_reduced(graph))
+    return _labelled(_reduced(_merged(graph)))
 
 
 def _layers(groups: Sequence[ChannelGroup]) -> dict[tuple[str, str], list[str]]:
@@ -60,6 +61,24 @@ def _layers(groups: Sequence[ChannelGroup]) -> dict[tuple[str, str], list[str]]:
     return found
 
 
+def _merged(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
+    """With one vertex for groups that are alike and hang on the very same others."""
+    alike = defaultdict[tuple[object, ...], list[str]](list)
+    for vertex, data in graph.nodes(data=True):
+        ends = frozenset(graph.predecessors(vertex)), frozenset(graph.successors(vertex))
+        alike[without_numbers(vertex), data["lines"][1], data["kind"], *ends].append(vertex)
+    for first, *others in (own for own in alike.values() if len(own) > 1):
+        for vertex in others:
+            for a, b in [*graph.in_edges(vertex), *graph.out_edges(vertex)]:
+                kept = (first, b) if a == vertex else (a, first)
+                graph.edges[kept]["layers"] += graph.edges[a, b]["layers"]
+        name = f"{common_name([first, *others])} ({len(others) + 1})"
+        kept_data = graph.nodes[first]
+        kept_data.update(lines=(name, kept_data["lines"][1]), members=[first, *others])
+        graph.remove_nodes_from(others)
+    return graph
+
+
 def _reduced(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
     """Without the edges that a longer way implies, where there are too many to see any."""
     graph.graph[LEFT_OUT] = 0
@@ -76,9 +95,16 @@ def _labelled(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
     """Name the layers of each edge, but those that a group is called after already."""
     shown = graph.number_of_edges() <= _LABELS
     for first, second, data in graph.edges(data=True):
-        named = {first.partition(":")[0], second.partition(":")[0]}
+        own = {name for end in (first, second) for name in graph.nodes[end]["members"]}
+        named = {name.partition(":")[0] for name in own}
         layers = [layer for layer in dict.fromkeys(data["layers"]) if layer not in named]
-        block = second.partition(":")[0].rpartition(".")[0]
-        words = ", ".join(layer.removeprefix(f"{block}.") for layer in layers)
+        words = ", ".join(dict.fromkeys(_inside(second, layer) for layer in layers))
         data["label"] = (words if len(words) <= _LONGEST else f"{len(layers)} layers") * shown
     return graph
+
+
+def _inside(group: str, layer: str) -> str:
+    """The layer's name from the block of the group on, or of a block like it."""
+    block = group.partition(":")[0].rpartition(".")[0]
+    alike = without_numbers(layer).startswith(without_numbers(f"{block}."))
+    return ".".join(layer.split(".")[block.count(".") + 1 :]) if block and alike else layer
