@@ -269,9 +269,6 @@ def _double(program: Program, name: str) -> Tensor:
     return value.detach().double()
 
 
-# ---- where the graph reads them
-
-
 def _calls(program: Program, name: str) -> list[fx.Node]:
     """The nodes that combine a parameter with a value; it may be transposed or cast before."""
     found: list[fx.Node] = []

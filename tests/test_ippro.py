@@ -205,7 +205,7 @@ def test_every_net_is_pruned(name: str) -> None:
     if found.kwargs or len(found.args) > 1:
         pytest.skip("its batches hold several inputs")
     for injection in ("graph", "hook"):
-        small = fx.apply(found, IPPRO(ratio=0.4, round_to=1, injection=injection))  # type: ignore[arg-type]
+        small = fx.apply(found, IPPRO(ratio=0.4, round_to=1, injection=injection))
         assert small.report.checks[-1].kind == "zero-masked"
 
 
