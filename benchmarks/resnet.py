@@ -260,8 +260,7 @@ def write(points: Points, benches: Sequence[Bench], out: Path) -> None:
         f"rounded. Methods that look at data see {CALIBRATION} training images; statistics of "
         f"BatchNorm are renewed on {RECALIBRATION:,}; fine-tuning is {EPOCHS} epoch on {TUNING:,} "
         f"augmented training images (SGD, rate {RATE:g} falling to 0, batch {BATCH}), and its last "
-        "state counts. Random is the mean of three seeds. A dash was not measured. Nothing was "
-        "chosen by test images."
+        "state counts. Random is the mean of three seeds. A dash was not measured."
     )
     for bench in benches:
         draw(points, bench, out.with_name(f"{out.name}_{bench.name}.png"))
