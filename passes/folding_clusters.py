@@ -26,7 +26,7 @@ RESTARTS = 10
 ITERATIONS = 300
 SWEEPS = 50
 SLACK = 1e-12
-"""A move must gain this share of all variance, so that rounding moves nothing to and fro."""
+"""A move must gain this share of all variance, so that rounding moves nothing back and forth."""
 
 
 @dataclass(frozen=True, eq=False)
