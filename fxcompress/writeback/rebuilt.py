@@ -57,10 +57,13 @@ def made_to_load(result: Model, twin: Model, gate: Gate, dynamic: DynamicSpec) -
     """
     given = beside(gate.inputs[0], twin)
     try:
-        graph = canonicalize(capture(twin, *given, dynamic).module)
+        # Of one class: unlike the graph that passes made, both have the same nodes.
+        found, wanted = (
+            canonicalize(capture(model, *given, dynamic).module) for model in (twin, result)
+        )
     except CaptureError:
         return None
-    if not rescale_queries(twin, graph, gate.graph, *given) or not gate.measure(twin).ok:
+    if not rescale_queries(twin, found, wanted, *given) or not gate.measure(twin).ok:
         return None
     adopted = copy.deepcopy(result)
     adopted.load_state_dict(twin.state_dict())
