@@ -4,8 +4,8 @@
 
 The pass removes the channels nearest to all others of their group (FPGM: He et al. 2019, "Filter
 Pruning via Geometric Median"). The rule tells the compiler how a custom operator relates the axes
-of its operand and its result; without it the operator would freeze the channels that touch it, or be
-probed with ``probe=True``.
+of its operand and its result; without it the operator would freeze the channels that touch it, or
+be probed with ``probe=True``.
 """
 
 from __future__ import annotations

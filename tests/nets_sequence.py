@@ -144,8 +144,8 @@ class MultiQueryAttention(nn.Module):
         fused = self.qkv(x).view(b, n, 2, 5, 4)
         q, k, v = fused[..., :-2, :], fused[..., [-2], :], fused[..., [-1], :]
         k, v = torch.broadcast_to(k, q.shape), torch.broadcast_to(v, q.shape)
-        heads = (part.flatten(2, 3).transpose(1, 2) for part in (q, k, v))
-        return self.head(x + self.proj(attend(*heads)))  # type: ignore[no-any-return]
+        q, k, v = (part.flatten(2, 3).transpose(1, 2) for part in (q, k, v))
+        return self.head(x + self.proj(attend(q, k, v)))  # type: ignore[no-any-return]
 
 
 class RotaryGroupedAttention(nn.Module):

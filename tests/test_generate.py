@@ -89,8 +89,9 @@ def test_generation_goes_on_as_the_graph_does(name: str) -> None:
     model, inputs, program = pruned(name, dims=DIMS)
     assert type(model) is type(built(name)[0].model)
     prompt = inputs["input_ids"]
+    generate: Any = model.generate
     with_cache, without = (
-        model.generate(prompt, max_new_tokens=6, do_sample=False, use_cache=use, eos_token_id=None)
+        generate(prompt, max_new_tokens=6, do_sample=False, use_cache=use, eos_token_id=None)
         for use in (True, False)
     )
     assert torch.equal(with_cache, without)

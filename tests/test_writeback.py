@@ -27,6 +27,7 @@ HARD_CODED = {
     "chunked_attention",
     "fused_attention",
     "interleaved_attention",
+    "multi_query_attention",
     "padded_residual",
     "rotary_grouped_attention",
     "siblings",
