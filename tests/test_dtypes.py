@@ -105,4 +105,4 @@ def test_constants_follow_the_device(name: str) -> None:
 
 
 def _moved(values: object, device: str) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    return pytree.tree_map_only(Tensor, lambda value: value.to(device), values)  # type: ignore[return-value]
+    return pytree.tree_map_only(Tensor, lambda value: value.to(device), values)  # type: ignore[no-any-return]
