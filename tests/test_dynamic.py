@@ -137,8 +137,14 @@ def built(name: str) -> tuple[Case, fx.Program]:
     return (model, inputs, free), program
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("gpt2", "t5", "resnet")
+
+
+def _cases(*slow: str) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in CASES]
+
+
+@pytest.mark.parametrize("name", _cases(*SLOW))
 @pytest.mark.filterwarnings("ignore")  # of the models' own code
 def test_sizes_that_the_capture_has_not_seen(name: str) -> None:
     (model, inputs, free), program = built(name)
@@ -152,9 +158,10 @@ def test_sizes_that_the_capture_has_not_seen(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2"])
-@pytest.mark.filterwarnings("ignore")
-def test_free_lengths_stay_free_in_onnx(name: str, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # of the models' own code
+def test_free_sizes_stay_free_in_onnx(name: str, tmp_path: Path) -> None:
     """The same in onnxruntime, in single precision as it is deployed."""
     pytest.importorskip("onnxruntime")
     (_, inputs, _), program = built(name)
