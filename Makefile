@@ -15,7 +15,7 @@ CORE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format clean distclean
+.PHONY: help demo test test-zoo test-all check format clean distclean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,6 +25,9 @@ demo: $(CORE)  ## Train, compress, export, check and time a small CNN (no data t
 
 test: $(DEV)  ## Run the tests, but for those marked slow
 	$(BIN)/pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
+
+test-zoo: $(DEV)  ## Run the larger models of the zoo, where there is one
+	$(BIN)/pytest -n $(WORKERS) -m slow tests/test_zoo_slice.py $(PYTEST_ARGS)
 
 test-all: $(DEV)  ## Run every test
 	$(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -31,7 +31,7 @@ QUICK = (
     "toy/unetup", "toy/pointnet", "toy/dgcnn", "toy/shuffle", "toy/einsumattn", "toy/nhwc",
     "toy/spacetodepth", "toy/channelslice", "toy/maxout", "toy/bilinear", "toy/denseblock",
     "toy/prelunet", "toy/weightnormnet", "toy/spacesoftmax", "toy/resnetpad", "toy/concatsplit",
-    "toy/split3", "toy/pixelshufflenet", "toy/torchencoder",
+    "toy/split3", "toy/pixelshufflenet", "toy/torchencoder", "toy/customscale",
     "hf/llama", "hf/gpt_neox", "hf/gpt2", "hf/mixtral", "hf/wav2vec2", "hf/clip",
     "hf/detr_like_vitdet",
 )  # fmt: skip
@@ -46,9 +46,13 @@ LONG = (
     "timm/mixer_s32_224", "timm/mixnet_s", "timm/mobilevitv2_050", "timm/nf_regnet_b0",
     "timm/poolformer_s12", "timm/res2next50", "timm/resnest14d", "timm/tnt_s_patch16_224",
     "timm/vit_relpos_small_patch16_224", "timm/volo_d1_224", "timm/xcit_nano_12_p16_224",
-    "hf/whisper", "hf/segformer", "hf/falcon", "hf/gemma", "hf/roberta",
+    "tv/maxvit_t", "tv/mobilenet_v2", "tv/mobilenet_v3_small", "timm/convformer_s18",
+    "timm/convmixer_768_32", "timm/convnext_zepto_rms", "timm/deepseek_vit_412m",
+    "timm/resnet50_clip", "timm/sedarknet21",
+    "hf/whisper", "hf/segformer", "hf/falcon", "hf/gemma", "hf/roberta", "hf/gpt_neo",
+    "hf/mistral", "hf/cohere",
 )  # fmt: skip
-"""In `make test-all`: ten minutes on one core."""
+"""In `make test-zoo`: with those above, every operator that the graphs of the zoo hold."""
 
 
 @pytest.fixture(scope="session")
