@@ -38,7 +38,6 @@ def speed(case: Case) -> Figures:
     return {
         **{stage: round(seconds, 4) for stage, seconds in stages.items()},
         "nodes": len(program.module.graph.nodes),
-        "ops": sorted(set(program.analysis.coupling.calls.values())),
         "reduction": 1 - count(small.module) / count(program.module),
     }
 
