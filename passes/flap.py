@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fxcompress.budget import Recipe, Sizing
-from fxcompress.calibrate import Moments, moments
+from fxcompress.budget import Sizing
+from fxcompress.calibrate import Moments
 from fxcompress.groups import ChannelGroup
-from fxcompress.passes.readers import Reader, readers
-from fxcompress.passes.scores import (
-    AGGREGATES,
-    NORMALISERS,
-    Aggregate,
-    Normaliser,
-    combined,
-    normalised,
-    one_of,
-)
+from fxcompress.passes.readers import ByInputs, Reader, readers
+from fxcompress.passes.scores import Aggregate, Normaliser
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Edit, Offset, Plan, Project
 from fxcompress.program import Program
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Fluctuation(Recipe):
+class Fluctuation(ByInputs):
     """Score a unit by var(x_j) ‖W_:j‖² in the layers that read it, and let biases take up its mean.
 
     A unit that always says the same can be replaced by a constant (An et al., AAAI 2024, "Weighted
@@ -35,30 +27,12 @@ class Fluctuation(Recipe):
     positions of a flattened map) are summed, and scores of a group are standardised, as in the
     paper. As a reconstruction W_:P E[x_P] is added to what a reader gives; in a convolution that
     pads with zeros the constant is right inside and too large at the border.
-
-    Attributes:
-        aggregate: How several layers that read a group are combined.
-        normaliser: What makes the scores of groups comparable, for global budgets.
-        samples: How many samples at most; None for all.
     """
 
-    aggregate: Aggregate = "mean"
     normaliser: Normaliser = "zscore"
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        one_of("aggregate", self.aggregate, AGGREGATES)
-        one_of("normaliser", self.normaliser, NORMALISERS)
 
     def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> Fluctuations:
-        """Look at the data once, for all groups.
-
-        Raises:
-            PlanError: There are no data, or a group has units that no layer reads.
-        """
-        who = type(self).__name__
-        found = moments(program, groups, gram="none", who=who, samples=self.samples)
-        return Fluctuations(self, found)
+        return Fluctuations(self, self.seen(program, groups))
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         return self.prepare(program, (group,)).score(program, group)
@@ -79,7 +53,7 @@ class Fluctuations:
         for one in readers(program, group):
             spread = one.features(self.moments[group]).variance
             each.append((one.columns(program).square().sum(3) * spread).sum(2))
-        return normalised(combined(each, self.options.aggregate), self.options.normaliser)
+        return self.options.over_readers(each)
 
     def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
         gone = torch.ones(group.cells, group.units, dtype=torch.bool)
@@ -120,7 +94,7 @@ class FLAPPruning(Sizing):
     @property
     def method(self) -> Fluctuation:
         """What chooses the units and shifts the biases."""
-        return Fluctuation(**{each.name: getattr(self, each.name) for each in fields(Fluctuation)})
+        return self.made(Fluctuation)
 
     def plan(self, program: Program) -> Plan:
         method = self.method

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -96,8 +96,7 @@ class FPGMPruning(Sizing):
     @property
     def criterion(self) -> MedianDistance:
         """What scores the units."""
-        own = {each.name: getattr(self, each.name) for each in fields(MedianDistance)}
-        return MedianDistance(**own)
+        return self.made(MedianDistance)
 
     def plan(self, program: Program) -> Plan:
         return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -159,8 +159,7 @@ class IPPRO(Sizing):
     @property
     def criterion(self) -> PROscore:
         """What scores the units."""
-        names = {each.name for each in fields(PROscore)} - {"form"}
-        return PROscore(form=self.score, **{name: getattr(self, name) for name in names})
+        return self.made(PROscore, form=self.score)
 
     def plan(self, program: Program) -> Plan:
         return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -194,8 +194,7 @@ class KronOBSPruning(Sizing):
     @property
     def criterion(self) -> KroneckerSurgeon:
         """What scores the units, and updates the others."""
-        own = {each.name: getattr(self, each.name) for each in fields(KroneckerSurgeon)}
-        return KroneckerSurgeon(**own)
+        return self.made(KroneckerSurgeon)
 
     def plan(self, program: Program) -> Plan:
         both = self.criterion

@@ -5,7 +5,7 @@ layers that read them are refitted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -254,9 +254,7 @@ class LeastSquaresPruning(Sizing):
     @property
     def method(self) -> LeastSquares:
         """What chooses the units and refits the layers."""
-        return LeastSquares(
-            **{each.name: getattr(self, each.name) for each in fields(LeastSquares)}
-        )
+        return self.made(LeastSquares)
 
     def plan(self, program: Program) -> Plan:
         method = self.method

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -103,7 +103,7 @@ class MagnitudePruning(Sizing):
     @property
     def criterion(self) -> Magnitude:
         """What scores the units."""
-        return Magnitude(**{each.name: getattr(self, each.name) for each in fields(Magnitude)})
+        return self.made(Magnitude)
 
     def plan(self, program: Program) -> Plan:
         return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)

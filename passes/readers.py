@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,21 @@ import torch
 from torch import Tensor
 
 from fxcompress.axes import leaves
-from fxcompress.calibrate import Features, Moments, places_of, unit_signals
+from fxcompress.budget import Recipe
+from fxcompress.calibrate import Features, Moments, moments, places_of, unit_signals
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup, Site
 from fxcompress.members import consumers
+from fxcompress.passes.scores import (
+    AGGREGATES,
+    NORMALISERS,
+    Aggregate,
+    Normaliser,
+    combined,
+    normalised,
+    one_of,
+)
 from fxcompress.program import Program
 from fxcompress.tensors import names_of
 
@@ -139,3 +149,35 @@ def _value(program: Program, name: str) -> Tensor:
     value = find_tensor(program.module, name)
     assert value is not None
     return value.detach()
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ByInputs(Recipe):
+    """Base of criteria that look at the inputs of the layers that read a group.
+
+    Attributes:
+        aggregate: How several layers that read a group are combined.
+        normaliser: What makes the scores of groups comparable, for global budgets.
+        samples: How many samples at most; None for all.
+    """
+
+    aggregate: Aggregate = "mean"
+    normaliser: Normaliser = "mean"
+    samples: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("aggregate", self.aggregate, AGGREGATES)
+        one_of("normaliser", self.normaliser, NORMALISERS)
+
+    def seen(self, program: Program, groups: Sequence[ChannelGroup]) -> dict[ChannelGroup, Moments]:
+        """Moments of all groups, from one pass over the data.
+
+        Raises:
+            PlanError: There are no data, or a group has units that no layer reads.
+        """
+        who = type(self).__name__
+        return moments(program, groups, gram="none", who=who, samples=self.samples)
+
+    def over_readers(self, each: list[Tensor]) -> Tensor:
+        """The score of a group from those of the layers that read it."""
+        return normalised(combined(each, self.aggregate), self.normaliser)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -83,8 +83,7 @@ class SlimmingPruning(Sizing):
     @property
     def criterion(self) -> BatchNormScale:
         """What scores the units."""
-        own = {each.name: getattr(self, each.name) for each in fields(BatchNormScale)}
-        return BatchNormScale(**own)
+        return self.made(BatchNormScale)
 
     def plan(self, program: Program) -> Plan:
         return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)

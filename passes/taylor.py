@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -195,7 +195,7 @@ class TaylorPruning(Sizing):
     @property
     def criterion(self) -> Taylor:
         """What scores the units."""
-        return Taylor(**{each.name: getattr(self, each.name) for each in fields(Taylor)})
+        return self.made(Taylor)
 
     def plan(self, program: Program) -> Plan:
         return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)

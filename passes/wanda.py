@@ -3,59 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from fxcompress.budget import Recipe, Sizing
-from fxcompress.calibrate import Moments, moments
+from fxcompress.budget import Sizing
+from fxcompress.calibrate import Moments
 from fxcompress.groups import ChannelGroup
-from fxcompress.passes.readers import readers
-from fxcompress.passes.scores import (
-    AGGREGATES,
-    NORMALISERS,
-    Aggregate,
-    Normaliser,
-    combined,
-    normalised,
-    one_of,
-)
+from fxcompress.passes.readers import ByInputs, readers
+from fxcompress.passes.scores import Aggregate, Normaliser
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Plan
 from fxcompress.program import Program
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class WeightTimesInput(Recipe):
+class WeightTimesInput(ByInputs):
     """Score a unit by mean |W_ij| √E[x_j²] over the outputs i of the layers that read it.
 
     This is Wanda (Sun et al., ICLR 2024, eq. 1) with the entries of a column averaged, as the
     Wanda-sp of FLAP (An et al., AAAI 2024) does. The columns of a unit (dims of a head, positions
     of a flattened map) are summed. It needs inputs and no labels.
-
-    Attributes:
-        aggregate: How several layers that read a group are combined.
-        normaliser: What makes the scores of groups comparable, for global budgets.
-        samples: How many samples at most; None for all.
     """
 
-    aggregate: Aggregate = "mean"
-    normaliser: Normaliser = "mean"
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        one_of("aggregate", self.aggregate, AGGREGATES)
-        one_of("normaliser", self.normaliser, NORMALISERS)
-
     def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> WeightedInputs:
-        """Look at the data once, for all groups.
-
-        Raises:
-            PlanError: There are no data, or a group has units that no layer reads.
-        """
-        who = type(self).__name__
-        found = moments(program, groups, gram="none", who=who, samples=self.samples)
-        return WeightedInputs(self, found)
+        return WeightedInputs(self, self.seen(program, groups))
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         return self.prepare(program, (group,)).score(program, group)
@@ -73,7 +45,7 @@ class WeightedInputs:
         for one in readers(program, group):
             size = one.features(self.moments[group]).square.sqrt()
             each.append((one.columns(program).abs().mean(3) * size).sum(2))
-        return normalised(combined(each, self.options.aggregate), self.options.normaliser)
+        return self.options.over_readers(each)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -101,8 +73,7 @@ class WandaPruning(Sizing):
     @property
     def criterion(self) -> WeightTimesInput:
         """What scores the units."""
-        own = {each.name: getattr(self, each.name) for each in fields(WeightTimesInput)}
-        return WeightTimesInput(**own)
+        return self.made(WeightTimesInput)
 
     def plan(self, program: Program) -> Plan:
         return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fxcompress.budget.normalise import NORMALISERS, Normaliser
 from fxcompress.budget.rounding import multiple_of
@@ -12,6 +12,7 @@ from fxcompress.errors import BudgetError
 
 Allocation = Literal["uniform", "global", "exact"]
 ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "global", "exact")
+Other = TypeVar("Other", bound="Recipe")
 Globs = str | tuple[str, ...]
 """Patterns of names; one alone may stand for a tuple of one."""
 QUANTITIES = ("flops", "params", "macs", "bytes")
@@ -25,6 +26,11 @@ class Recipe:
         own = sorted(fields(self), key=lambda each: each.kw_only is True)
         given = [(each.name, getattr(self, each.name)) for each in own if self._given(each.name)]
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given)})"
+
+    def made(self, kind: type[Other], **options: Any) -> Other:
+        """A recipe of another kind from the options of the same names, and those given."""
+        names = {each.name for each in fields(kind)} - options.keys()
+        return kind(**{name: getattr(self, name) for name in names}, **options)
 
     def _given(self, name: str) -> bool:
         default = next(each.default for each in fields(self) if each.name == name)
@@ -177,7 +183,7 @@ class Sizing(Limits):
     @property
     def limits(self) -> Limits:
         """The limits that hold: the pass's own and its budget's."""
-        own = Limits(**{each.name: getattr(self, each.name) for each in fields(Limits)})
+        own = self.made(Limits)
         return own if self.budget is None else own.merged(self.budget)
 
     @property

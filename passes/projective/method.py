@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -276,7 +276,7 @@ class ProjectivePruning(Sizing):
     @property
     def method(self) -> Projective:
         """What scores the units and reconstructs."""
-        return Projective(**{each.name: getattr(self, each.name) for each in fields(Projective)})
+        return self.made(Projective)
 
     def plan(self, program: Program) -> Plan:
         method = self.method
