@@ -6,8 +6,8 @@ Removed are channels inside the blocks (the outputs of every block's first convo
 shortcuts are padded with zeros, so the three stages share one stream of channels, which is left
 whole. A point is a share of those channels, the same in every block, or a share of the model's
 FLOPs: ``2x`` and ``3x`` with one ranking over all blocks, each method with its own normalisation,
-``2x uniform`` and ``3x uniform`` with equal shares. Widths are not rounded. Measured points are
-kept, so a stopped run goes on where it was; ``--fresh`` measures anew.
+``2x exact`` and ``3x exact`` with the widths that keep the largest total score. Widths are not
+rounded. Measured points are kept, so a stopped run goes on where it was; ``--fresh`` measures anew.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ from fxcompress.train import Trainer, evaluate, recalibrate  # noqa: E402
 
 SHORTCUTS = ("conv1.weight:out", "*.conv2.weight:out")
 """What writes into the residual stream."""
-CALIBRATION, RECALIBRATION, TUNING = 512, 2000, 10_000
+CALIBRATION, RECALIBRATION, TUNING = 512, 2000, 5000
 """Training images that methods look at, that renew BatchNorm's statistics, and to tune on."""
+TEST = {"resnet20": 5000, "resnet56": 2000}
+"""Test images, of 10,000."""
 BATCH, RATE, EPOCHS, BORDER = 100, 0.02, 1, 4
 SEEDS = {"random": (0, 1, 2)}
 """Methods that draw are measured with several seeds; the tables hold the mean."""
@@ -71,10 +73,10 @@ def _budget(share: float, allocation: str) -> dict[str, Any]:
 
 POINTS: dict[str, dict[str, Any]] = {
     **{f"{10 * tenth}%": {"ratio": tenth / 10} for tenth in range(1, 8)},
-    "2x uniform": _budget(1 / 2, "uniform"),
     "2x": _budget(1 / 2, "global"),
-    "3x uniform": _budget(1 / 3, "uniform"),
     "3x": _budget(1 / 3, "global"),
+    "2x exact": _budget(1 / 2, "exact"),
+    "3x exact": _budget(1 / 3, "exact"),
 }
 
 
@@ -99,7 +101,7 @@ class Bench:
     @cached_property
     def test(self) -> Images:
         """What accuracy is measured on, and nothing else."""
-        return Images(*load_cifar10(shared("data") / "cifar10", "test", self.count), batch=100)
+        return Images(*load_cifar10(shared("data") / "cifar10", "test", self.count), batch=25)
 
     def train(self, count: int, kind: type[Images] = Varied) -> Images:
         """The first training images; their classes take turns."""
@@ -177,6 +179,8 @@ def measure(points: Points, bench: Bench, wanted: argparse.Namespace) -> None:
             for seed in SEEDS.get(method, (0,)):
                 run = Run(bench, method, point, seed)
                 for stage in wanted.stages:
+                    if stage == "tuned" and point not in (*wanted.tune, "0%"):
+                        continue
                     points.measure(_work(run, stage), **_key(bench, method, point, stage, seed))
 
 
@@ -251,16 +255,18 @@ def draw(points: Points, bench: Bench, path: Path) -> None:
 
 def write(points: Points, benches: Sequence[Bench], out: Path) -> None:
     """The page, the figures and the plots, of all that is known."""
+    counts = " and ".join(f"{bench.count:,} ({bench.name})" for bench in benches)
     words = (
-        f"Top-1 on the first {benches[0].count} of CIFAR-10's 10,000 test images. Only channels "
+        f"Top-1 on the first {counts} of CIFAR-10's 10,000 test images. Only channels "
         "inside the blocks are removed; the residual stream, whose shortcuts are padded with "
         "zeros, keeps its widths. Points in percent remove that share of every block's channels; "
-        "2x and 3x are FLOP budgets, of which the uniform ones take equal shares and the others "
-        "rank all blocks together, each method with its own normalisation. Widths are not "
-        f"rounded. Methods that look at data see {CALIBRATION} training images; statistics of "
-        f"BatchNorm are renewed on {RECALIBRATION:,}; fine-tuning is {EPOCHS} epoch on {TUNING:,} "
-        f"augmented training images (SGD, rate {RATE:g} falling to 0, batch {BATCH}), and its last "
-        "state counts. Random is the mean of three seeds. A dash was not measured."
+        "2x and 3x are FLOP budgets: the units of least score go, wherever they are, each method "
+        "with its own normalisation, or with *exact* the widths are those that keep the largest "
+        "total score. Widths are not rounded. Methods that look at data see "
+        f"{CALIBRATION} training images; statistics of BatchNorm are renewed on {RECALIBRATION:,}; "
+        f"fine-tuning is {EPOCHS} epoch on {TUNING:,} augmented training images (SGD, rate {RATE} "
+        f"falling to 0, batch {BATCH}), and its last state counts. Random is the mean of three "
+        "seeds. A dash was not measured."
     )
     for bench in benches:
         draw(points, bench, out.with_name(f"{out.name}_{bench.name}.png"))
@@ -283,14 +289,15 @@ def main() -> None:
     add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     add("--points", nargs="+", default=list(POINTS), choices=list(POINTS), metavar="POINT")
     add("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
-    add("--test-images", type=int, default=10_000, help="of 10,000")
+    add("--tune", nargs="*", default=list(POINTS), metavar="POINT", help="points to fine-tune at")
+    add("--test-images", type=int, help="of 10,000; by default 5,000 and 2,000")
     add("--points-file", type=Path, default=HERE.parent / "out" / "resnet.jsonl")
     add("--out", type=Path, default=DOCS / "resnet", help="of the page, without its ending")
     add("--fresh", action="store_true", help="forget what was measured before")
     wanted = parser.parse_args()
     torch.set_num_threads(1)
     points = Points(wanted.points_file, wanted.fresh)
-    benches = [Bench(name, wanted.test_images) for name in wanted.models]
+    benches = [Bench(name, wanted.test_images or TEST[name]) for name in wanted.models]
     for bench in benches:
         measure(points, bench, wanted)
         write(points, benches, wanted.out)

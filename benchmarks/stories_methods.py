@@ -83,6 +83,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "least squares, centred": partial(passes.LeastSquaresPruning, centred=True),
     "least squares": passes.LeastSquaresPruning,
+    "least squares, in order": partial(passes.LeastSquaresPruning, sequential=True, centred=True),
 }
 SEEDS = {"random": (0, 1, 2)}
 

@@ -98,7 +98,10 @@ class Program:
         Raises:
             KeyError: There is none.
         """
-        return next(group for group in self.groups if group.name == name)
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"no group is called {name}; there are {[g.name for g in self.groups]}")
 
     def with_values(self, values: Mapping[str, Tensor]) -> Program:
         """The same program with other values, of the same shapes, for some parameters or buffers.

@@ -16,6 +16,7 @@ from fxcompress.calibrate import (
     Grams,
     Moments,
     Paired,
+    Read,
     lined,
     moments,
     paired_moments,
@@ -44,12 +45,15 @@ class LeastSquares(Recipe):
     readers' outputs least, as a share of what they give; it may be combined with any other
     reconstruction, and the refitting with any other criterion, in a `StructuredPass`.
 
-    In a convolution the taps of its kernel share the coefficients. A unit with several places on a
+    In a convolution every tap of the kernel is an input of its own, which the other taps of the
+    same unit and all taps of others stand in for; or taps share their coefficients, which costs
+    less data and time. A unit with several places on a
     linear layer's axis (a flattened map, a head) goes as a block, and each place is made up for by
     all places that stay. A group with several readers (a residual stream) has units that are
     cheapest for all of them together, and each of them is refitted to its own inputs.
 
     Attributes:
+        taps: Whether taps of a kernel have coefficients of their own.
         lambda_rel: λ as a share of the mean of K's diagonal.
         centred: Use covariances, and let the readers' biases take up the means; at the border of a
             map that a convolution pads with zeros the constant is too large.
@@ -61,6 +65,7 @@ class LeastSquares(Recipe):
         samples: How many samples at most; None for all.
     """
 
+    taps: bool = True
     lambda_rel: float = 1e-3
     centred: bool = False
     sequential: bool = False
@@ -81,16 +86,23 @@ class LeastSquares(Recipe):
             PlanError: There are no data, or a group has units that no layer reads.
         """
         require_data(program, type(self).__name__)
-        own = {group: readers(program, group) for group in groups}
+        own = {group: self._readers(program, group) for group in groups}
         kinds = {group: _kind(found, self.inputs) for group, found in own.items()}
         found = moments(
             program,
             groups,
             gram=kinds.__getitem__,
+            reads=lambda group: [read for one in own[group] for read in one.reads],
             who=type(self).__name__,
             samples=self.samples,
         )
         return Fitted(program, self, own, kinds, found)
+
+    def _readers(self, program: Program, group: ChannelGroup) -> tuple[Reader, ...]:
+        """With taps of their own where that is asked for and not too wide."""
+        found = readers(program, group, self.taps)
+        wide = self.taps and _kind(found, self.inputs) == "units"
+        return readers(program, group) if wide else found
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         return self.prepare(program, (group,)).score(program, group)
@@ -147,7 +159,7 @@ class Fitted:
         group: ChannelGroup,
         one: Reader,
         stay: Tensor,
-        pairs: Mapping[str, Paired],
+        pairs: Mapping[Read, Paired],
     ) -> list[Edit]:
         system, mean, other = self._system(program, group, one, pairs)
         kind = self.kinds[group]
@@ -174,7 +186,7 @@ class Fitted:
         kept = [edit for edit in before if isinstance(edit, Offset)]
         self.done[one.weight] = [self._replace(program, one, columns), *kept, *offsets]
 
-    def _pairs(self, group: ChannelGroup) -> Mapping[str, Paired]:
+    def _pairs(self, group: ChannelGroup) -> Mapping[Read, Paired]:
         """What the readers get now, beside what they got; nothing where it is the same."""
         edits = [edit for own in self.done.values() for edit in own]
         if not self.options.sequential or not edits:
@@ -184,7 +196,7 @@ class Fitted:
             self.program,
             now.module,
             group,
-            {name for one in self.readers[group] for name in one.values},
+            {read for one in self.readers[group] for read in one.reads},
             self.kinds[group],
             who=type(self.options).__name__,
             samples=self.options.samples,
@@ -195,7 +207,7 @@ class Fitted:
         program: Program,
         group: ChannelGroup,
         one: Reader,
-        pairs: Mapping[str, Paired] | None = None,
+        pairs: Mapping[Read, Paired] | None = None,
     ) -> tuple[System, Tensor, Tensor]:
         """The reader as a linear map, and the means of its inputs before and now."""
         options = self.options
@@ -230,6 +242,7 @@ class LeastSquaresPruning(Sizing):
     It needs inputs to calibrate on, and no labels: ``compile(model, args, task=batches)``.
 
     Attributes:
+        taps: Whether taps of a kernel have coefficients of their own.
         lambda_rel: The ridge, as a share of the mean square of the inputs; see `LeastSquares`.
         centred: Use covariances, and let the readers' biases take up the means.
         sequential: Refit each layer on what it gets from those that were refitted before it.
@@ -240,6 +253,7 @@ class LeastSquaresPruning(Sizing):
         budget: What must remain of the whole model instead.
     """
 
+    taps: bool = True
     lambda_rel: float = 1e-3
     centred: bool = False
     sequential: bool = False

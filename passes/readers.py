@@ -11,11 +11,19 @@ from torch import Tensor
 
 from fxcompress.axes import leaves
 from fxcompress.budget import Recipe
-from fxcompress.calibrate import Features, Moments, moments, places_of, unit_signals
+from fxcompress.calibrate import (
+    Features,
+    Moments,
+    Read,
+    moments,
+    places_of,
+    unit_signals,
+    window_of,
+)
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup, Site
-from fxcompress.members import consumers
+from fxcompress.members import Consumer, consumers
 from fxcompress.passes.scores import (
     AGGREGATES,
     NORMALISERS,
@@ -35,14 +43,14 @@ TABLE = ("produce", "table")
 class Reader:
     """A weight that sums over a group's units.
 
-    An *input* is one column of a linear layer, or one input channel of a convolution: a unit has
-    one for each of its places on the weight's axis (one as a channel, one for each position of a
-    flattened map, one for each dim as a head).
+    An *input* is one column of a linear layer, or one input channel of a convolution, or one tap of
+    it: a unit has one for each of its places on the weight's axis (one as a channel, one for each
+    position of a flattened map, one for each dim as a head), and for each tap.
 
     Attributes:
         weight: Its name.
         site: The axis that holds the units.
-        values: Names of the nodes whose tensors it reads, one for each call.
+        reads: What it reads, one for each call.
         index: Where the entries of each input lie in the flat weight, shape
             (cells, units, places, entries).
         shape: The weight's shape.
@@ -54,7 +62,7 @@ class Reader:
 
     weight: str
     site: Site
-    values: tuple[str, ...]
+    reads: tuple[Read, ...]
     index: Tensor = field(repr=False)
     shape: tuple[int, ...]
     tied: bool
@@ -92,7 +100,7 @@ class Reader:
 
         Where places of the values are copies that share a column, they are pooled.
         """
-        own = [one for name in self.values if (one := found.each[name].features) is not None]
+        own = [one for read in self.reads if (one := found.each[read].features) is not None]
         count = sum(one.count for one in own)
         mean = torch.stack([one.mean * (one.count / count) for one in own]).sum(0)
         square = torch.stack([one.square * (one.count / count) for one in own]).sum(0)
@@ -101,9 +109,9 @@ class Reader:
         places = mean.shape[2]
         return Features(mean.mean(2, keepdim=True), square.mean(2, keepdim=True), count * places)
 
-    def pooled(self, found: Mapping[str, Any], *parts: str) -> list[Tensor]:
-        """Means over all its calls of parts of what was found for each value, by sample."""
-        own = [found[name] for name in self.values]
+    def pooled(self, found: Mapping[Read, Any], *parts: str) -> list[Tensor]:
+        """Means over all its calls of parts of what was found for each read, by sample."""
+        own = [found[read] for read in self.reads]
         count = sum(one.count for one in own)
         shares = [one.count / count for one in own]
         return [
@@ -112,37 +120,50 @@ class Reader:
         ]
 
 
-def readers(program: Program, group: ChannelGroup) -> tuple[Reader, ...]:
-    """Every weight that sums over the units of `group`, once, in the order of their parameters."""
-    calls: dict[tuple[str, int], list[str]] = {}
-    sites: dict[tuple[str, int], Site] = {}
+def readers(program: Program, group: ChannelGroup, taps: bool = False) -> tuple[Reader, ...]:
+    """Every weight that sums over the units of `group`, once, in the order of their parameters.
+
+    Args:
+        program: The program.
+        group: The group.
+        taps: Whether every tap of a convolution is an input of its own.
+    """
+    calls: dict[tuple[str, int], list[Consumer]] = {}
     for consumer in consumers(program, group):
-        key = (consumer.weight, consumer.site.dim)
-        sites[key] = consumer.site
-        calls.setdefault(key, []).append(consumer.value)
+        calls.setdefault((consumer.weight, consumer.site.dim), []).append(consumer)
     names = names_of(program.module)
     writers = {site.parameter for site in group.sites if site.role in TABLE}
-    found = []
-    for key, values in calls.items():
-        site, value = sites[key], _value(program, key[0])
-        axes = program.analysis.axes(site.parameter)
-        held = program.analysis.coupling.axes
-        places = {places_of(held[name], group.factor, group.over) for name in values}
-        numbered = torch.arange(value.numel(), device=value.device).reshape(value.shape)
-        index = unit_signals(numbered, axes, group.factor, group.over, site.dim)
-        found.append(
-            Reader(
-                weight=site.parameter,
-                site=site,
-                values=tuple(values),
-                index=index,
-                shape=tuple(value.shape),
-                tied=not writers.isdisjoint(names.get(site.parameter, (site.parameter,))),
-                joint=set(group.over) <= set(leaves(axes[site.dim])),
-                lined=places == {index.shape[2]},
-            )
-        )
-    return tuple(found)
+    return tuple(
+        _reader(program, group, own, taps, tied=not writers.isdisjoint(names.get(name, (name,))))
+        for (name, _), own in calls.items()
+    )
+
+
+def _reader(
+    program: Program, group: ChannelGroup, calls: Sequence[Consumer], taps: bool, tied: bool
+) -> Reader:
+    site = calls[0].site
+    value, axes = _value(program, site.parameter), program.analysis.axes(site.parameter)
+    held = program.analysis.coupling.axes
+    numbered = torch.arange(value.numel(), device=value.device).reshape(value.shape)
+    index = unit_signals(numbered, axes, group.factor, group.over, site.dim)
+    lined = {places_of(held[call.value], group.factor, group.over) for call in calls} == {
+        index.shape[2]
+    }
+    nodes = {node.name: node for node in program.module.graph.nodes}
+    windows = [window_of(nodes[call.node]) if taps and lined else None for call in calls]
+    reads = tuple(Read(call.value, window) for call, window in zip(calls, windows, strict=True))
+    index = index.unflatten(3, (-1, reads[0].taps)).transpose(3, 4).flatten(2, 3)
+    return Reader(
+        weight=site.parameter,
+        site=site,
+        reads=reads,
+        index=index,
+        shape=tuple(value.shape),
+        tied=tied,
+        joint=set(group.over) <= set(leaves(axes[site.dim])),
+        lined=lined,
+    )
 
 
 def _value(program: Program, name: str) -> Tensor:

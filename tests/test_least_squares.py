@@ -160,7 +160,31 @@ def test_the_refitted_layer_is_the_least_squares_solution() -> None:
     )
 
 
-def test_a_convolution_is_refitted_as_by_im2col() -> None:
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_convolution_is_refitted_as_by_im2col(centred: bool) -> None:
+    """Every tap of the units that stay has a coefficient of its own, zeros of the border count."""
+    model, x = made("vision")
+    assert isinstance(model, Vision)
+    limits: Any = {"ratio": 0.5, "include": "first.weight:out", "round_to": 1}
+    method = LeastSquaresPruning(**limits, lambda_rel=EXACT, centred=centred)
+    small = compiled(model, x, passes=[method])
+    stay = small.kept["first.weight"][0]
+    assert stay is not None
+    h = F.relu(model.depthwise(F.gelu(model.norm(model.first(x)))))
+    patches = F.unfold(h[:, stay], 3, padding=1).movedim(1, 2).flatten(0, 1)
+    given = F.conv2d(h, model.second.weight, padding=1).flatten(2).movedim(1, 2).flatten(0, 1)
+    if centred:  # the bias is free
+        patches = torch.cat([patches, torch.ones(len(patches), 1, dtype=torch.float64)], 1)
+    best = torch.linalg.lstsq(patches, given).solution
+    weight = small.module.get_parameter("second.weight")
+    # a ridge of 1e-12 of the signal, and a Gram matrix squares the condition
+    torch.testing.assert_close(weight.flatten(1).T, best[: 9 * len(stay)], rtol=1e-6, atol=1e-7)
+    if centred:
+        shift = small.module.get_parameter("second.bias") - model.get_parameter("second.bias")
+        torch.testing.assert_close(shift, best[-1], rtol=1e-6, atol=1e-7)
+
+
+def test_taps_of_a_kernel_may_share_their_coefficients() -> None:
     """One coefficient for each channel: least squares over positions, not over kernel taps."""
     model, x = made("vision")
     assert isinstance(model, Vision)
@@ -169,7 +193,7 @@ def test_a_convolution_is_refitted_as_by_im2col() -> None:
     gram = rows @ rows.T / rows.shape[1]
     lam = 1e-3 * gram.trace() / 8
     limits: Any = {"ratio": 0.5, "include": "first.weight:out", "round_to": 1}
-    small = compiled(model, x, passes=[LeastSquaresPruning(**limits)])
+    small = compiled(model, x, passes=[LeastSquaresPruning(**limits, taps=False)])
     stay = small.kept["first.weight"][0]
     assert stay is not None
     gone = torch.tensor([i for i in range(8) if i not in stay])

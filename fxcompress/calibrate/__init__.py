@@ -9,6 +9,7 @@ from fxcompress.calibrate.gradients import Gradients, gradients
 from fxcompress.calibrate.moments import Features, Grams, Moments, lined, moments
 from fxcompress.calibrate.observe import observe
 from fxcompress.calibrate.pairs import Paired, paired_moments
+from fxcompress.calibrate.reads import Read, window_of
 from fxcompress.calibrate.signals import places_of, unit_signals
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Grams",
     "Moments",
     "Paired",
+    "Read",
     "gradients",
     "lined",
     "moments",
@@ -25,4 +27,5 @@ __all__ = [
     "places_of",
     "require_data",
     "unit_signals",
+    "window_of",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.calibrate.observe import observe
-from fxcompress.calibrate.signals import unit_signals
+from fxcompress.calibrate.reads import Read
 from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
 from fxcompress.members import consumers
@@ -63,7 +63,7 @@ class Moments:
         count: N: samples, positions, and places of a unit where those are pooled.
         features: Moments of single inputs of the consumer; of a group with several values the
             features of each are in `each`.
-        each: By the name of the node whose value is read.
+        each: By what is read.
     """
 
     gram: Tensor
@@ -71,7 +71,7 @@ class Moments:
     variance: Tensor
     count: int
     features: Features | None = None
-    each: Mapping[str, Moments] = field(default_factory=dict)
+    each: Mapping[Read, Moments] = field(default_factory=dict)
 
     @property
     def covariance(self) -> Tensor:
@@ -84,6 +84,7 @@ def moments(
     groups: Iterable[ChannelGroup],
     *,
     gram: Grams | Callable[[ChannelGroup], Grams] = "units",
+    reads: Callable[[ChannelGroup], Iterable[Read]] | None = None,
     who: str = "calibration",
     samples: int | None = None,
 ) -> dict[ChannelGroup, Moments]:
@@ -97,6 +98,7 @@ def moments(
         program: Run in evaluation mode on its task's data; it is not changed.
         groups: Whose moments; a group that no layer consumes (queries and keys) is refused.
         gram: Over what; or a function that tells for each group.
+        reads: What is read of each group; None for the values that its consumers take.
         who: The method that asks, for messages.
         samples: How many samples at most; None for all.
 
@@ -104,21 +106,25 @@ def moments(
         PlanError: As `observe`; a group has no consumer; or a value is not finite.
     """
     sums: dict[str, list[_Sum]] = {}
-    owned: dict[ChannelGroup, dict[str, _Sum]] = {}
+    owned: dict[ChannelGroup, dict[Read, _Sum]] = {}
     for group in groups:
-        names = dict.fromkeys(consumer.value for consumer in consumers(program, group))
-        if not names:
+        taken = dict.fromkeys(_values(program, group) if reads is None else reads(group))
+        if not taken:
             raise PlanError(
                 f"{who}: no layer reads group {group.name} ({group.kind}), so its units have no "
                 "moments there; leave it out with dims= or exclude=, or prune it by another method"
             )
         kind = gram(group) if callable(gram) else gram
-        owned[group] = {name: _Sum(program, group, name, kind, who) for name in names}
-        for name, one in owned[group].items():
-            sums.setdefault(name, []).append(one)
+        owned[group] = {read: _Sum(program, group, read, kind, who) for read in taken}
+        for read, one in owned[group].items():
+            sums.setdefault(read.value, []).append(one)
     taps = {name: _tap(own) for name, own in sums.items()}
     observe(program, taps, who=who, samples=samples)
     return {group: _pooled(own) for group, own in owned.items()}
+
+
+def _values(program: Program, group: ChannelGroup) -> Iterable[Read]:
+    return (Read(consumer.value) for consumer in consumers(program, group))
 
 
 def lined(entries: Tensor, gram: Grams) -> Tensor:
@@ -126,6 +132,13 @@ def lined(entries: Tensor, gram: Grams) -> Tensor:
     if gram == "cells":
         return entries.flatten(0, 2).unsqueeze(0)
     return entries.flatten(1, 2) if gram == "places" else entries.flatten(2)
+
+
+def products(rows: Tensor) -> Tensor:
+    """Rows in the type that products are taken in: float32 is enough over one batch, and twice as
+    fast; sums over batches are float64.
+    """
+    return rows if rows.dtype == torch.float64 else rows.to(torch.float32)
 
 
 def _tap(sums: list[_Sum]) -> Callable[[Tensor], None]:
@@ -140,27 +153,29 @@ class _Sum:
     """Running sums over one node's values."""
 
     def __init__(
-        self, program: Program, group: ChannelGroup, name: str, gram: Grams, who: str
+        self, program: Program, group: ChannelGroup, read: Read, gram: Grams, who: str
     ) -> None:
-        self.group, self.name, self.kind, self.who = group, name, gram, who
-        self.axes = program.analysis.coupling.axes[name]
+        self.group, self.read, self.kind, self.who = group, read, gram, who
+        self.axes = program.analysis.coupling.axes[read.value]
         self.gram = self.first = self.second = torch.zeros(())
         self.count = 0
 
     def add(self, value: Tensor) -> None:
-        signals = unit_signals(value, self.axes, self.group.factor, self.group.over)
-        if not bool(torch.isfinite(signals).all()):
-            raise PlanError(
-                f"{self.who}: the value of {self.name}, which carries group {self.group.name}, is "
-                "not finite on the data; look at the data and the checkpoint"
-            )
-        wide = signals.to(torch.float64)
-        self.count += wide.shape[3]
-        self.first = self.first.to(wide) + wide.sum(3)
-        self.second = self.second.to(wide) + wide.square().sum(3)
-        if self.kind != "none":
-            rows = lined(wide, self.kind).to(wide)
-            self.gram = self.gram.to(wide) + rows @ rows.mT
+        for signals in self.read.signals(value, self.axes, self.group.factor, self.group.over):
+            first = products(signals).sum(3).to(torch.float64)
+            second = torch.linalg.vector_norm(signals, dim=3, dtype=torch.float64).square()
+            if not bool(torch.isfinite(second).all()):
+                raise PlanError(
+                    f"{self.who}: the value of {self.read.value}, which carries group "
+                    f"{self.group.name}, is not finite on the data; look at the data and the "
+                    "checkpoint"
+                )
+            self.count += signals.shape[3]
+            self.first = self.first.to(first) + first
+            self.second = self.second.to(second) + second
+            if self.kind != "none":
+                rows = products(lined(signals, self.kind))
+                self.gram = self.gram.to(first) + rows @ rows.mT
 
     def vectors(self) -> tuple[Tensor, Tensor, int]:
         """Sums and sums of squares along the matrix's rows, and over how many samples."""
@@ -174,8 +189,8 @@ class _Sum:
         return Features(self.first / self.count, self.second / self.count, self.count)
 
 
-def _pooled(sums: Mapping[str, _Sum]) -> Moments:
-    each = {name: _moments([one]) for name, one in sums.items()}
+def _pooled(sums: Mapping[Read, _Sum]) -> Moments:
+    each = {read: _moments([one]) for read, one in sums.items()}
     own = list(sums.values())
     alike = all(one.first.shape[2] == own[0].first.shape[2] for one in own)
     if alike or own[0].kind in ("units", "none"):

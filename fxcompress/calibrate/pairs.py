@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxcompress.axes import Axes
 from fxcompress.calibrate.data import require_data, samples_of
-from fxcompress.calibrate.moments import Grams, lined
+from fxcompress.calibrate.moments import Grams, lined, products
 from fxcompress.calibrate.observe import runner
-from fxcompress.calibrate.signals import unit_signals
+from fxcompress.calibrate.reads import Read
 from fxcompress.graph import CapturedModule
 from fxcompress.groups import ChannelGroup
 from fxcompress.program import Program
@@ -42,25 +43,25 @@ def paired_moments(
     program: Program,
     other: CapturedModule,
     group: ChannelGroup,
-    nodes: Collection[str],
+    reads: Collection[Read],
     gram: Grams,
     *,
     who: str = "calibration",
     samples: int | None = None,
-) -> dict[str, Paired]:
-    """Moments of a group's units at some nodes, of a program and another version of its module.
+) -> dict[Read, Paired]:
+    """Moments of a group's units where they are read, in a program and another version of it.
 
     Args:
         program: Run in evaluation mode on its task's data.
         other: With the same nodes, by name; tensors that hold the units have the same shapes.
         group: Whose units.
-        nodes: Names of nodes that carry them.
+        reads: What carries them.
         gram: What the matrices are over.
         who: The method that asks, for messages.
         samples: How many samples at most; None for all.
 
     Returns:
-        By the name of the node.
+        By what is read.
 
     Raises:
         PlanError: There are no data, or they cannot be read to their end.
@@ -69,30 +70,48 @@ def paired_moments(
     axes = program.analysis.coupling.axes
     kept: list[dict[str, Tensor]] = [{}, {}]
 
+    names = {read.value for read in reads}
+
     def keep(place: int) -> Callable[[fx.Node, Any], None]:
         def visit(node: fx.Node, value: Any) -> None:
-            if node.name in nodes:
-                rows = unit_signals(value, axes[node.name], group.factor, group.over)
-                kept[place][node.name] = lined(rows.to(torch.float64), gram)
+            if node.name in names:
+                kept[place][node.name] = value.clone()
 
         return visit
 
     modules = [runner(program.module, keep(0)), runner(other, keep(1))]
-    sums: dict[str, list[Tensor]] = {}
-    counts = dict.fromkeys(nodes, 0)
+    sums = {read: _Sum(read, axes[read.value], group, gram) for read in reads}
     with torch.no_grad():
         for inputs, _, _ in samples_of(program, who, limit=samples):
             for module in modules:
                 call(module, task, inputs)
-            for name in nodes:
-                h, changed = kept[0].pop(name), kept[1].pop(name)
-                parts = [changed @ changed.mT, changed @ h.mT, h.sum(2), changed.sum(2)]
-                old = sums.get(name, [torch.zeros_like(part) for part in parts])
-                sums[name] = [a + b for a, b in zip(old, parts, strict=True)]
-                counts[name] += h.shape[2]
-    return {name: _mean(own, counts[name]) for name, own in sums.items()}
+            for read, one in sums.items():
+                one.add(kept[0][read.value], kept[1][read.value])
+            for held in kept:
+                held.clear()
+    return {read: one.mean for read, one in sums.items()}
 
 
-def _mean(sums: list[Tensor], count: int) -> Paired:
-    gram, cross, mean, other = (part / count for part in sums)
-    return Paired(gram, cross, mean, other, count)
+class _Sum:
+    """Running sums over what one layer reads in both."""
+
+    def __init__(self, read: Read, axes: Axes, group: ChannelGroup, gram: Grams) -> None:
+        self.read, self.axes, self.group, self.kind = read, axes, group, gram
+        self.count, self.parts = 0, [torch.zeros(())] * 4
+
+    def add(self, value: Tensor, other: Tensor) -> None:
+        both = [
+            self.read.signals(each, self.axes, self.group.factor, self.group.over)
+            for each in (value, other)
+        ]
+        for pair in zip(*both, strict=True):
+            h, changed = (products(lined(signals, self.kind)) for signals in pair)
+            new = (changed @ changed.mT, changed @ h.mT, h.sum(2), changed.sum(2))
+            self.parts = [a + b.to(torch.float64) for a, b in zip(self.parts, new, strict=True)]
+            self.count += h.shape[2]
+
+    @property
+    def mean(self) -> Paired:
+        """The means."""
+        gram, cross, mean, other = (part / self.count for part in self.parts)
+        return Paired(gram, cross, mean, other, self.count)
