@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from fxcompress.calibrate.data import samples_of
 from fxcompress.calibrate.gradients import Place, Tap, gradients
 from fxcompress.calibrate.observe import observe
+from fxcompress.calibrate.reads import Window, window_of
 from fxcompress.errors import PlanError
 from fxcompress.program import Program
 from fxcompress.rules.schema import arguments, packet_of
@@ -158,44 +159,37 @@ class _Layer:
 
     Attributes:
         source: The node that it reads.
-        kernel: Size, padding, dilation and stride of a convolution's window; None for a linear map.
+        window: Of a convolution; None for a linear map.
         bias: Whether it adds a bias, for which inputs have a column of ones.
     """
 
     source: str
-    kernel: tuple[tuple[int, ...], ...] | None
+    window: Window | None
     bias: bool
 
     @classmethod
     def of(cls, node: fx.Node, who: str) -> _Layer:
         named = arguments(node)
-        packet = packet_of(node)
-        plain = packet == "aten::linear" or (packet == "aten::conv2d" and named["groups"] == 1)
-        if not plain:
+        window = window_of(node)
+        if not (packet_of(node) == "aten::linear" or (window and named["groups"] == 1)):
             raise PlanError(
                 f"{who}: '{node.name}' ({node.target}) has no Kronecker factors; only linear "
-                "layers and plain 2-d convolutions do. Leave it out with exclude="
+                "layers and convolutions in one group do. Leave it out with exclude="
             )
-        source, bias = named["input"].name, named["bias"] is not None
-        if packet == "aten::linear":
-            return cls(source, None, bias)
-        size = tuple(named["weight"].meta["val"].shape[2:])
-        window = (size, *(tuple(named[name]) for name in ("dilation", "padding", "stride")))
-        return cls(source, window, bias)
+        return cls(named["input"].name, window, named["bias"] is not None)
 
     def inputs(self, value: Tensor) -> Tensor:
         """Rows of (samples and positions, columns of the flattened weight)."""
-        if self.kernel is None:
+        if self.window is None:
             rows = value.flatten(0, -2)
         else:
-            size, dilation, padding, stride = self.kernel
-            patches = F.unfold(value, size, dilation, padding, stride)
-            rows = patches.mT.flatten(0, 1)
+            taps = torch.stack([view.flatten(2) for view in self.window.views(value)], 2)
+            rows = taps.flatten(1, 2).mT.flatten(0, 1)
         return F.pad(rows, (0, 1), value=1.0) if self.bias else rows
 
     def outputs(self, value: Tensor) -> tuple[Tensor, int]:
         """Rows of (samples and positions, outputs), and the positions of one sample."""
-        rows = value.flatten(0, -2) if self.kernel is None else value.movedim(1, -1).flatten(0, 2)
+        rows = (value if self.window is None else value.movedim(1, -1)).flatten(0, -2)
         return rows, len(rows) // len(value)
 
 

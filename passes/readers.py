@@ -152,7 +152,10 @@ def _reader(
     }
     nodes = {node.name: node for node in program.module.graph.nodes}
     windows = [window_of(nodes[call.node]) if taps and lined else None for call in calls]
-    reads = tuple(Read(call.value, window) for call, window in zip(calls, windows, strict=True))
+    reads = tuple(
+        Read(call.value, None if window is None or window.plain else window)
+        for call, window in zip(calls, windows, strict=True)
+    )
     index = index.unflatten(3, (-1, reads[0].taps)).transpose(3, 4).flatten(2, 3)
     return Reader(
         weight=site.parameter,

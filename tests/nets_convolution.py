@@ -207,3 +207,16 @@ class ChannelShuffle(nn.Module):
         b, c, h, w = x.shape
         x = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
         return self.head(pooled(F.relu(self.tail(x))))  # type: ignore[no-any-return]
+
+
+class PointCloud(nn.Module):
+    """PointNet's shape: convolutions over a line of points, and their largest responses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv1d(3, 8, 1), nn.BatchNorm1d(8)
+        self.second, self.head = nn.Conv1d(8, 10, 3, stride=2, padding=1), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(F.relu(self.norm(self.first(x))))
+        return self.head(x.amax(2))  # type: ignore[no-any-return]

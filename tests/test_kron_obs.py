@@ -160,7 +160,7 @@ def test_factors_of_a_convolution_are_those_of_its_patches() -> None:
 # ---- the pass
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv_chain", "projected_residual", "swiglu"])
+@pytest.mark.parametrize("name", ["mlp", "conv_chain", "projected_residual", "swiglu", "points"])
 @pytest.mark.parametrize("update", [False, True])
 def test_what_is_left_is_what_masking_leaves(name: str, update: bool) -> None:
     model, args, _ = build(name)

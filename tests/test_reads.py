@@ -88,7 +88,9 @@ def test_layers_that_read_places_one_by_one_share_a_read() -> None:
     program = fx.compile(model, (torch.randn(2, 3, 4, 4, dtype=torch.float64),))
     (consumer,) = consumers(program, program.group("0"))
     nodes = {node.name: node for node in program.module.graph.nodes}
-    assert window_of(nodes[consumer.node]) is None
+    window = window_of(nodes[consumer.node])
+    assert window is not None
+    assert window.plain
     assert Read(consumer.value) == readers(program, program.group("0"), taps=True)[0].reads[0]
 
 

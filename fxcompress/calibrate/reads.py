@@ -44,6 +44,11 @@ class Window:
         """How many positions it covers at once."""
         return prod(self.kernel)
 
+    @property
+    def plain(self) -> bool:
+        """Whether it meets every position, and nothing else, once."""
+        return self.taps == 1 and prod(self.stride) == 1 and not any(self.before)
+
     def views(self, value: Tensor) -> Iterator[Tensor]:
         """What each tap meets, position by position; in the order of the kernel's entries."""
         sides = zip(reversed(self.before), reversed(self.after), strict=True)
@@ -95,7 +100,7 @@ class Read:
 
 
 def window_of(node: fx.Node) -> Window | None:
-    """The window of a convolution; None for a layer that reads every place by itself."""
+    """The window of a convolution; None for any other layer."""
     if packet_of(node) not in CONVOLUTIONS:
         return None
     given = arguments(node)
@@ -105,12 +110,13 @@ def window_of(node: fx.Node) -> Window | None:
     padding = given["padding"]
     if padding == "same":
         before = tuple(r // 2 for r in reach)
-        after = tuple(r - r // 2 for r in reach)
-    else:
-        before = after = (0,) * len(kernel) if padding == "valid" else _each(padding, len(kernel))
-    found = Window(kernel, stride, dilation, before, after)
-    plain = prod(kernel) == 1 and prod(stride) == 1 and not any(before)
-    return None if plain else found
+        return Window(kernel, stride, dilation, before, _less(reach, before))
+    sides = (0,) * len(kernel) if padding == "valid" else _each(padding, len(kernel))
+    return Window(kernel, stride, dilation, sides, sides)
+
+
+def _less(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a - b for a, b in zip(first, second, strict=True))
 
 
 def _each(given: Any, count: int) -> tuple[int, ...]:
