@@ -27,7 +27,7 @@ sys.path.append(str(HERE.parent / "examples"))
 
 from cifar10 import Images, load_cifar10, load_resnet  # noqa: E402
 from evidence import DOCS, Points, page, plot, shared, table  # noqa: E402
-from resnet import Varied  # noqa: E402
+from resnet_run import Varied  # noqa: E402
 
 import fxcompress as fx  # noqa: E402
 from fxcompress.passes import Folding, MagnitudePruning, RecalibrateBatchNorm  # noqa: E402

@@ -13,38 +13,31 @@ rounded. Measured points are kept, so a stopped run goes on where it was; ``--fr
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from evidence import DOCS, HERE, Points, page, plot, table
+from methods import METHODS
+from resnet_run import (
+    BATCH,
+    CALIBRATION,
+    EPOCHS,
+    POINTS,
+    RATE,
+    RECALIBRATION,
+    SEED,
+    TUNING,
+    Bench,
+    Run,
+)
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "examples"))
-
-from cifar10 import SIDE, Images, load_cifar10, load_resnet, normalised  # noqa: E402
-from evidence import DOCS, Points, page, plot, shared, table  # noqa: E402
-from methods import METHODS  # noqa: E402
-
-import fxcompress as fx  # noqa: E402
-from fxcompress.train import Trainer, evaluate, recalibrate  # noqa: E402
-
-SHORTCUTS = ("conv1.weight:out", "*.conv2.weight:out")
-"""What writes into the residual stream."""
-CALIBRATION, RECALIBRATION, TUNING = 512, 2000, 5000
-"""Training images that methods look at, that renew BatchNorm's statistics, and to tune on."""
+OWN = "least squares"
+"""How the names of our own method's settings begin."""
 TEST = {"resnet20": 5000, "resnet56": 2000}
 """Test images, of 10,000."""
-BATCH, RATE, EPOCHS, BORDER = 100, 0.02, 1, 4
-SEEDS = {"random": (0, 1, 2)}
-"""Methods that draw are measured with several seeds; the tables hold the mean."""
 STAGES = {
     "none": "right after pruning",
     "bn": "after BatchNorm's statistics are renewed",
@@ -52,156 +45,29 @@ STAGES = {
 }
 
 
-class Varied(Images):
-    """Training batches as the networks saw them: mirrored, and moved over a black border."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for places in torch.randperm(len(self.images), generator=self._random).split(self.batch):
-            padded = nn.functional.pad(self.images[places], (BORDER,) * 4)
-            images = torch.stack([self._crop(image) for image in padded])
-            yield normalised(images), self.labels[places]
-
-    def _crop(self, image: Tensor) -> Tensor:
-        row, column = torch.randint(2 * BORDER + 1, (2,), generator=self._random).tolist()
-        piece = image[:, row : row + SIDE, column : column + SIDE]
-        return piece.flip(2) if torch.rand((), generator=self._random) < 0.5 else piece
-
-
-def _budget(share: float, allocation: str) -> dict[str, Any]:
-    return {"budget": fx.Budget(flops=share, allocation=allocation)}  # type: ignore[arg-type]
-
-
-POINTS: dict[str, dict[str, Any]] = {
-    **{f"{10 * tenth}%": {"ratio": tenth / 10} for tenth in range(1, 8)},
-    "2x": _budget(1 / 2, "global"),
-    "3x": _budget(1 / 3, "global"),
-    "2x exact": _budget(1 / 2, "exact"),
-    "3x exact": _budget(1 / 3, "exact"),
-}
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One network with its images.
-
-    Attributes:
-        name: ``resnet20`` or ``resnet56``.
-        count: Test images.
-    """
-
-    name: str
-    count: int
-
-    @cached_property
-    def model(self) -> nn.Module:
-        """The network as it was trained."""
-        file = f"cifar10_{self.name}_optA.safetensors"
-        return load_resnet(shared("data") / "checkpoints" / file)
-
-    @cached_property
-    def test(self) -> Images:
-        """What accuracy is measured on, and nothing else."""
-        return Images(*load_cifar10(shared("data") / "cifar10", "test", self.count), batch=25)
-
-    def train(self, count: int, kind: type[Images] = Varied) -> Images:
-        """The first training images; their classes take turns."""
-        return kind(*load_cifar10(shared("data") / "cifar10", "train", count), batch=BATCH)
-
-    @cached_property
-    def program(self) -> fx.Program:
-        """The network with what methods may look at."""
-        task = fx.Task(self.train(CALIBRATION, Images), loss=nn.functional.cross_entropy)
-        example = next(iter(self.test))[0][:1]
-        return fx.compile(self.model, (example,), task=task)
-
-    def accuracy(self, module: nn.Module) -> float:
-        """Top-1 in percent."""
-        return 100 * evaluate(module, fx.Task(self.test, metric=_share_right))
-
-    def pruned(self, method: str, point: str, seed: int) -> fx.Program:
-        """The network after one method."""
-        if method == "dense":
-            return self.program
-        extra = {"seed": seed} if method in SEEDS else {}
-        one = METHODS[method](**POINTS[point], **extra, exclude=SHORTCUTS, round_to=1)
-        return fx.apply(self.program, one)
-
-
-def _share_right(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).float().mean().item()
-
-
-class Run:
-    """One method at one point, stage after stage; every stage goes on from the one before."""
-
-    def __init__(self, bench: Bench, method: str, point: str, seed: int) -> None:
-        self.bench, self.which = bench, (method, point, seed)
-
-    @cached_property
-    def program(self) -> fx.Program:
-        """The pruned network."""
-        return self.bench.pruned(*self.which)
-
-    @cached_property
-    def renewed(self) -> nn.Module:
-        """Its module with new statistics."""
-        module = copy.deepcopy(self.program.module)
-        recalibrate(module, fx.Task(self.bench.train(RECALIBRATION)))
-        return module
-
-    @cached_property
-    def tuned(self) -> nn.Module:
-        """That module after a short training."""
-        module = copy.deepcopy(self.renewed)
-        task = fx.Task(self.bench.train(TUNING), loss=nn.functional.cross_entropy)
-        Trainer(epochs=EPOCHS, lr=RATE).fit(module, task)
-        return module
-
-    def figures(self, stage: str) -> dict[str, Any]:
-        """Accuracy, and what is left of the network."""
-        module = {
-            "none": lambda: self.program.module,
-            "bn": lambda: self.renewed,
-            "tuned": lambda: self.tuned,
-        }[stage]()
-        report = self.program.report
-        return {
-            "accuracy": self.bench.accuracy(module),
-            "flops": report.flops.ratio,
-            "params": report.params.ratio,
-        }
-
-
 def measure(points: Points, bench: Bench, wanted: argparse.Namespace) -> None:
     """Fill in what is not known yet: the dense network, then method after method."""
     for method in ("dense", *wanted.methods):
         for point in ["0%"] if method == "dense" else wanted.points:
-            for seed in SEEDS.get(method, (0,)):
-                run = Run(bench, method, point, seed)
-                for stage in wanted.stages:
-                    if stage == "tuned" and point not in (*wanted.tune, "0%"):
-                        continue
-                    points.measure(_work(run, stage), **_key(bench, method, point, stage, seed))
+            run = Run(bench, method, point)
+            for stage in wanted.stages:
+                if stage != "tuned" or point in (*wanted.tune, "0%"):
+                    points.measure(_work(run, stage), **_key(bench, method, point, stage))
 
 
 def _work(run: Run, stage: str) -> Callable[[], dict[str, Any]]:
     return lambda: run.figures(stage)
 
 
-def _key(bench: Bench, method: str, point: str, stage: str, seed: int) -> dict[str, Any]:
-    return {"model": bench.name, "method": method, "point": point, "stage": stage, "seed": seed,
+def _key(bench: Bench, method: str, point: str, stage: str) -> dict[str, Any]:
+    return {"model": bench.name, "method": method, "point": point, "stage": stage, "seed": SEED,
             "test": bench.count}  # fmt: skip
 
 
 def accuracy(points: Points, bench: Bench, method: str, point: str, stage: str) -> Any:
-    """The mean over seeds; ``failed`` where a run did; None where one is missing."""
-    seeds = SEEDS.get(method, (0,))
-    found = [points.get(**_key(bench, method, point, stage, seed)) for seed in seeds]
-    if any(each is None for each in found):
-        return None
-    if any("failed" in each for each in found if each):
-        return "failed"
-    return mean(each["accuracy"] for each in found if each)
+    """In percent; ``failed`` where the method did; None where it is missing."""
+    found = points.get(**_key(bench, method, point, stage))
+    return found and ("failed" if "failed" in found else found["accuracy"])
 
 
 def sections(points: Points, benches: Sequence[Bench]) -> dict[str, str]:
@@ -218,9 +84,21 @@ def sections(points: Points, benches: Sequence[Bench]) -> dict[str, str]:
                 dense = accuracy(points, bench, "dense", "0%", stage)
                 top = "" if dense is None else f", dense {dense:.2f}"
                 body = table(rows, list(POINTS), corner="removed", digits=2)
+                body += "\n\n" + table(_lead(rows), list(POINTS), corner="", digits=2, better=None)
                 failures = _failures(points, bench, stage)
                 found[f"{bench.name}: top-1 in percent {words}{top}"] = f"{body}{failures}"
     return found
+
+
+def _lead(rows: Mapping[str, Sequence[Any]]) -> dict[str, list[float | None]]:
+    """By how much the best setting of our own method is ahead of the best of all others."""
+    lead: list[float | None] = []
+    for cells in zip(*rows.values(), strict=True):
+        known = {m: c for m, c in zip(rows, cells, strict=True) if isinstance(c, float)}
+        own = [cell for method, cell in known.items() if method.startswith(OWN)]
+        others = [cell for method, cell in known.items() if not method.startswith(OWN)]
+        lead.append(max(own) - max(others) if own and others else None)
+    return {f"best of {OWN}, less the best of the others": lead}
 
 
 def _failures(points: Points, bench: Bench, stage: str) -> str:
@@ -265,8 +143,8 @@ def write(points: Points, benches: Sequence[Bench], out: Path) -> None:
         "total score. Widths are not rounded. Methods that look at data see "
         f"{CALIBRATION} training images; statistics of BatchNorm are renewed on {RECALIBRATION:,}; "
         f"fine-tuning is {EPOCHS} epoch on {TUNING:,} augmented training images (SGD, rate {RATE} "
-        f"falling to 0, batch {BATCH}), and its last state counts. Random is the mean of three "
-        "seeds. A dash was not measured."
+        f"falling to 0, batch {BATCH}), and its last state counts. Random is one "
+        "draw. A dash was not measured."
     )
     for bench in benches:
         draw(points, bench, out.with_name(f"{out.name}_{bench.name}.png"))
@@ -286,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--models", nargs="+", default=["resnet20"], choices=["resnet20", "resnet56"])
-    add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    add("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     add("--points", nargs="+", default=list(POINTS), choices=list(POINTS), metavar="POINT")
     add("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
     add("--tune", nargs="*", default=list(POINTS), metavar="POINT", help="points to fine-tune at")

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import fxcompress as fx
 import torchvision_shim
+from normed_convs import NormedConvs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -73,3 +75,18 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data at {folder}; set FXCOMPRESS_SHARED to the folder that holds it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def reference_scores(shared: Path) -> dict[str, torch.Tensor]:
+    """The reference scores of the baselines, and the weights they are of."""
+    with np.load(shared / "golden" / "baseline_scores.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+@pytest.fixture(scope="session")
+def scored(reference_scores: dict[str, torch.Tensor]) -> fx.Program:
+    """The net that the reference scores are of."""
+    names = ("W_producer", "W_consumer", "bn_gamma")
+    net = NormedConvs(*(reference_scores[name] for name in names)).eval()
+    return fx.compile(net, (torch.randn(2, 3, 8, 8, dtype=torch.float64),))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -33,7 +31,6 @@ from fxcompress.passes.scores import NORMALISERS, lamp, normalised
 from fxcompress.program import Program
 from fxcompress.rules import Role
 from models import normal
-from normed_convs import NormedConvs
 from programs import PRUNABLE, program
 
 BOTH: tuple[Role, ...] = ("produce", "contract")
@@ -43,19 +40,6 @@ ALL: list[Any] = [
     LayerAdaptiveMagnitude(),
     CoupledNorm(),
 ]
-
-
-@pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Tensor]:
-    with np.load(shared / "golden" / "baseline_scores.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-@pytest.fixture(scope="module")
-def scored(golden: dict[str, Tensor]) -> Program:
-    names = ("W_producer", "W_consumer", "bn_gamma")
-    net = NormedConvs(*(golden[name] for name in names)).eval()
-    return fx.compile(net, (normal(2, 3, 8, 8).double(),))
 
 
 @pytest.mark.parametrize(
@@ -69,23 +53,23 @@ def scored(golden: dict[str, Tensor]) -> Program:
     ids=str,
 )
 def test_scores_are_the_reference_ones(
-    scored: Program, golden: dict[str, Tensor], criterion: Criterion, expected: str
+    scored: Program, reference_scores: dict[str, Tensor], criterion: Criterion, expected: str
 ) -> None:
     score = criterion.score(scored, scored.group("first"))
-    torch.testing.assert_close(score[0], golden[expected], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(score[0], reference_scores[expected], rtol=1e-9, atol=1e-10)
 
 
-def test_lamp_of_single_weights_is_the_reference_one(golden: dict[str, Tensor]) -> None:
-    found = lamp(golden["W_producer"].square())
-    torch.testing.assert_close(found, golden["lamp_unstructured"], rtol=1e-9, atol=1e-10)
+def test_lamp_of_single_weights_is_the_reference_one(reference_scores: dict[str, Tensor]) -> None:
+    found = lamp(reference_scores["W_producer"].square())
+    torch.testing.assert_close(found, reference_scores["lamp_unstructured"], rtol=1e-9, atol=1e-10)
 
 
 def test_the_pull_of_sparse_learning_is_the_reference_one(
-    scored: Program, golden: dict[str, Tensor]
+    scored: Program, reference_scores: dict[str, Tensor]
 ) -> None:
     squares = CoupledNorm(normaliser="none").score(scored, scored.group("first"))
     torch.testing.assert_close(
-        shrinkage(squares)[0], golden["depgraph_sl_gamma"], rtol=1e-9, atol=1e-10
+        shrinkage(squares)[0], reference_scores["depgraph_sl_gamma"], rtol=1e-9, atol=1e-10
     )
 
 

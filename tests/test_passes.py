@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -109,35 +107,6 @@ def test_without_a_seed_the_programs_own_is_taken() -> None:
 # ---- magnitude
 
 
-class ConvNormConv(nn.Module):
-    def __init__(self, producer: Tensor, consumer: Tensor, gamma: Tensor) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 5, 3, bias=False)
-        self.norm = nn.BatchNorm2d(5)
-        self.second = nn.Conv2d(5, 4, 3, bias=False)
-        self.double()
-        with torch.no_grad():
-            self.first.weight.copy_(producer)
-            self.second.weight.copy_(consumer)
-            self.norm.weight.copy_(gamma)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.relu(self.norm(self.first(x))))  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Tensor]:
-    with np.load(shared / "golden" / "baseline_scores.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-@pytest.fixture(scope="module")
-def scored(golden: dict[str, Tensor]) -> Program:
-    names = ("W_producer", "W_consumer", "bn_gamma")
-    net = ConvNormConv(*(golden[name] for name in names)).eval()
-    return fx.compile(net, (torch.randn(2, 3, 8, 8, dtype=torch.float64),))
-
-
 ALL: tuple[Role, ...] = ("produce", "contract", "affine")
 
 
@@ -154,10 +123,10 @@ ALL: tuple[Role, ...] = ("produce", "contract", "affine")
     ids=str,
 )
 def test_scores_are_the_reference_ones(
-    scored: Program, golden: dict[str, Tensor], criterion: Magnitude, expected: str
+    scored: Program, reference_scores: dict[str, Tensor], criterion: Magnitude, expected: str
 ) -> None:
     score = criterion.score(scored, scored.group("first"))
-    torch.testing.assert_close(score[0], golden[expected], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(score[0], reference_scores[expected], rtol=1e-9, atol=1e-10)
 
 
 def test_aggregates_and_normalisers_relate_as_their_names_say(scored: Program) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -21,7 +19,6 @@ from fxcompress.passes import TorchPruning, TorchPruningPass
 from fxcompress.passes.torch_pruning_groups import present
 from fxcompress.program import Program
 from models import build, normal
-from normed_convs import NormedConvs
 from programs import program
 
 tp = pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
@@ -35,19 +32,6 @@ Sides = frozenset[tuple[str, str]]
 def _close(found: Tensor, expected: Tensor) -> None:
     """Its sums are in float32, whatever the weights are."""
     torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Tensor]:
-    with np.load(shared / "golden" / "baseline_scores.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-@pytest.fixture(scope="module")
-def scored(golden: dict[str, Tensor]) -> Program:
-    names = ("W_producer", "W_consumer", "bn_gamma")
-    net = NormedConvs(*(golden[name] for name in names)).eval()
-    return fx.compile(net, (normal(2, 3, 8, 8).double(),))
 
 
 # ---- scores
@@ -67,30 +51,34 @@ def scored(golden: dict[str, Tensor]) -> Program:
     ],
 )
 def test_scores_are_the_reference_ones(
-    scored: Program, golden: dict[str, Tensor], importance: str, options: Any, expected: str
+    scored: Program,
+    reference_scores: dict[str, Tensor],
+    importance: str,
+    options: Any,
+    expected: str,
 ) -> None:
     criterion = TorchPruning(importance, {"normalizer": None} | options)
     score = criterion.score(scored, scored.group("first"))
-    _close(score[0], golden[expected])
+    _close(score[0], reference_scores[expected])
 
 
 @pytest.mark.parametrize(
     ("vector", "expected"), [(False, "taylor_sum_abs"), (True, "taylor_multi")]
 )
 def test_taylor_on_given_gradients_is_the_reference_one(
-    scored: Program, golden: dict[str, Tensor], vector: bool, expected: str
+    scored: Program, reference_scores: dict[str, Tensor], vector: bool, expected: str
 ) -> None:
     presented = present(tp, scored, scored.group("first"))
     presented.set_gradients(
         {
-            "first.weight": golden["grad_producer"],
-            "second.weight": golden["grad_consumer"],
-            "norm.weight": golden["bn_grad"],
+            "first.weight": reference_scores["grad_producer"],
+            "second.weight": reference_scores["grad_consumer"],
+            "norm.weight": reference_scores["bn_grad"],
             "norm.bias": torch.zeros(5),
         }
     )
     scorer = tp.importance.TaylorImportance(normalizer=None, multivariable=vector)
-    _close(scorer(presented.group).double(), golden[expected])
+    _close(scorer(presented.group).double(), reference_scores[expected])
 
 
 def _loss(output: Any, labels: Tensor) -> Tensor:
