@@ -25,7 +25,7 @@ from fxcompress.calibrate import (
 from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.least_squares_solve import Greedy, System
-from fxcompress.passes.readers import Reader, readers
+from fxcompress.passes.readers import Reader, readers, unread
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Edit, Offset, Plan, Project, Replace
 from fxcompress.program import Program
@@ -97,6 +97,10 @@ class LeastSquares(Recipe):
             samples=self.samples,
         )
         return Fitted(program, self, own, kinds, found)
+
+    def declines(self, program: Program, group: ChannelGroup) -> str | None:
+        """Why a group stays whole."""
+        return unread(program, group)
 
     def _readers(self, program: Program, group: ChannelGroup) -> tuple[Reader, ...]:
         """With taps of their own where that is asked for and not too wide."""

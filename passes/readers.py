@@ -169,6 +169,11 @@ def _reader(
     )
 
 
+def unread(program: Program, group: ChannelGroup) -> str | None:
+    """Why a method that looks at what layers read cannot take a group; None where it can."""
+    return None if consumers(program, group) else f"no layer reads it ({group.kind})"
+
+
 def _value(program: Program, name: str) -> Tensor:
     value = find_tensor(program.module, name)
     assert value is not None
@@ -192,6 +197,10 @@ class ByInputs(Recipe):
     def __post_init__(self) -> None:
         one_of("aggregate", self.aggregate, AGGREGATES)
         one_of("normaliser", self.normaliser, NORMALISERS)
+
+    def declines(self, program: Program, group: ChannelGroup) -> str | None:
+        """Why a group stays whole."""
+        return unread(program, group)
 
     def seen(self, program: Program, groups: Sequence[ChannelGroup]) -> dict[ChannelGroup, Moments]:
         """Moments of all groups, from one pass over the data.

@@ -9,7 +9,7 @@ from torch import Tensor
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.errors import PlanError
 from fxcompress.graph import aten, parameter_of
-from fxcompress.groups import ChannelGroup
+from fxcompress.groups import ChannelGroup, Site
 from fxcompress.passes.scores import (
     Aggregate,
     Normaliser,
@@ -43,16 +43,23 @@ class BatchNormScale(Recipe):
     def __post_init__(self) -> None:
         check_options(self.aggregate, self.normaliser)
 
+    def declines(self, program: Program, group: ChannelGroup) -> str | None:
+        """Why a group stays whole."""
+        return None if _norms(program, group) else "no BatchNorm scales it"
+
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
-        scales = batch_norm_scales(program)
-        members = [site for site in group.sites if site.parameter in scales]
-        if not members:
+        each = [weights_of(program, group, site).abs().sum(-1) for site in _norms(program, group)]
+        if not each:
             raise PlanError(
                 f"group {group.name} has no BatchNorm with a scale to rank its units by; leave it "
                 "out with exclude=, or rank it by another criterion"
             )
-        each = [weights_of(program, group, site).abs().sum(-1) for site in members]
         return normalised(combined(each, self.aggregate), self.normaliser)
+
+
+def _norms(program: Program, group: ChannelGroup) -> list[Site]:
+    scales = batch_norm_scales(program)
+    return [site for site in group.sites if site.parameter in scales]
 
 
 def batch_norm_scales(program: Program) -> frozenset[str]:

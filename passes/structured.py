@@ -38,7 +38,9 @@ class Criterion(Protocol):
     """Which units of a group matter.
 
     It may have ``prepare(program, groups)``: called once for a plan with the groups in scope, it
-    gives what scores them instead, so that one pass over data serves all groups.
+    gives what scores them instead, so that one pass over data serves all groups. It may have
+    ``declines(program, group)``: why it cannot score a group, or None; such a group stays whole,
+    and the report tells the reason.
     """
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
@@ -51,8 +53,8 @@ class Criterion(Protocol):
 class Reconstruction(Protocol):
     """What becomes of a group when some of its units go.
 
-    It may have ``prepare``, as a `Criterion`; one object that is both is prepared once. What it
-    has as ``notes`` after the last group goes into the report.
+    It may have ``prepare`` and ``declines``, as a `Criterion`; one object that is both is prepared
+    once. What it has as ``notes`` after the last group goes into the report.
     """
 
     def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
@@ -95,7 +97,7 @@ class StructuredPass(Sizing):
         """Decide what goes.
 
         Raises:
-            BudgetError: What was asked cannot be met.
+            BudgetError: What was asked cannot be met, or the method can take no group in scope.
             PlanError: Scores are not finite.
         """
         limits, names = self.limits, names_of(program.module)
@@ -103,6 +105,8 @@ class StructuredPass(Sizing):
         if self.ratio == 0:
             return Plan(())
         scope = scope_of(program.groups, names, limits)
+        declined = self._declined(program, scope.groups)
+        scope = scope.without(declined)
         criterion, reconstruction = self._prepared(program, scope.groups)
         allocation, scores = self._allocate(program, scope, criterion)
         edits = _Edits(program, reconstruction)
@@ -110,8 +114,18 @@ class StructuredPass(Sizing):
             score = scores.get(group)
             found = _score(criterion, program, group) if score is None else score
             edits.add(group, best(found, width))
-        notes = (*allocation.notes, *getattr(reconstruction, "notes", ()))
+        stay = (f"{group.name} stays whole: {reason}" for group, reason in declined.items())
+        notes = (*allocation.notes, *stay, *getattr(reconstruction, "notes", ()))
         return Plan(edits.all, notes, allocation.curves)
+
+    def _declined(
+        self, program: Program, groups: Sequence[ChannelGroup]
+    ) -> dict[ChannelGroup, str]:
+        """Groups that the method cannot take, each with the reason."""
+        parts = (self.criterion, self.reconstruction)
+        asked = [part.declines for part in parts if hasattr(part, "declines")]
+        reasons = {g: next(filter(None, (ask(program, g) for ask in asked)), None) for g in groups}
+        return {group: reason for group, reason in reasons.items() if reason is not None}
 
     def _prepared(
         self, program: Program, groups: Sequence[ChannelGroup]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxcompress as fx
 from fxcompress import passes
 from fxcompress.budget import Budget
-from fxcompress.errors import PlanError
+from fxcompress.errors import BudgetError, PlanError
 from fxcompress.passes import (
     BatchNormScale,
     CoupledNorm,
@@ -190,8 +190,11 @@ def test_the_repr_of_a_pass_makes_it_again(one: object) -> None:
 
 
 def test_without_a_batch_norm_there_is_no_slimming() -> None:
-    with pytest.raises(PlanError, match="group first has no BatchNorm with a scale"):
+    with pytest.raises(BudgetError, match=r"first \(no BatchNorm scales it\)"):
         SlimmingPruning(ratio=0.5).plan(program("mlp"))
+    found = program("mlp")
+    with pytest.raises(PlanError, match="group first has no BatchNorm with a scale"):
+        BatchNormScale().score(found, found.group("first"))
 
 
 @pytest.mark.parametrize(

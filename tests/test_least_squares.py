@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 import fxcompress as fx
 import models
 from fxcompress.calibrate import observe
-from fxcompress.errors import PlanError
+from fxcompress.errors import BudgetError, PlanError
 from fxcompress.members import consumers
 from fxcompress.passes import (
     LeastSquares,
@@ -343,10 +343,16 @@ def test_without_data_it_says_what_to_pass() -> None:
         fx.compile(model, (x,), passes=[LeastSquaresPruning(ratio=0.5)])
 
 
-def test_queries_and_keys_are_refused_in_words() -> None:
+def test_queries_and_keys_stay_whole_with_the_reason() -> None:
+    """No layer reads them; alone in scope they are an error, beside others a note."""
     model, args, _ = models.build("fused_attention")
-    with pytest.raises(PlanError, match=r"no layer reads group qkv:qk.*leave it out with dims="):
-        fx.compile(model, args, task=[args[0]], passes=[LeastSquaresPruning(ratio=0.5)])
+    program = fx.compile(model, args, task=[args[0]])
+    small = fx.apply(program, LeastSquaresPruning(ratio=0.5))
+    assert small.group("qkv:qk").units == program.group("qkv:qk").units
+    note = "qkv:qk stays whole: no layer reads it (qk)"
+    assert note in small.report.passes[-1].notes
+    with pytest.raises(BudgetError, match=r"qkv:qk \(no layer reads it \(qk\)\)"):
+        fx.compile(model, args, task=[args[0]], passes=[LeastSquaresPruning(ratio=0.5, dims="qk")])
 
 
 def test_too_few_samples_without_a_ridge_are_refused() -> None:

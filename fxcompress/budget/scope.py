@@ -15,6 +15,10 @@ from fxcompress.tensors import Names, names_of
 
 __all__ = ["Names", "Scope", "check_globs", "matches", "names_of", "scope_of", "touches"]
 
+_HINT = (
+    "Change include=, exclude=, dims=, exact_only= or min_units=, see group.explain() for what "
+    "freezes it, or take another method"
+)
 _SIDES = {"out": ("produce", "table", "affine", "statistic"), "in": ("contract",)}
 
 
@@ -29,6 +33,17 @@ class Scope:
 
     groups: tuple[ChannelGroup, ...]
     left: Mapping[ChannelGroup, str]
+
+    def without(self, left: Mapping[ChannelGroup, str]) -> Scope:
+        """The scope without more groups, each with its reason.
+
+        Raises:
+            BudgetError: None is left.
+        """
+        groups = tuple(group for group in self.groups if group not in left)
+        if not groups:
+            raise BudgetError(f"no group may lose a unit: {describe(left)}. {_HINT}")
+        return Scope(groups, {**self.left, **left})
 
 
 def scope_of(groups: Sequence[ChannelGroup], names: Names, limits: Limits) -> Scope:
@@ -46,17 +61,9 @@ def scope_of(groups: Sequence[ChannelGroup], names: Names, limits: Limits) -> Sc
     check_globs((*limits.include, *limits.exclude), names)
     check_globs(limits.groups, [group.name for group in groups], "group")
     _check_dims(groups, limits.kinds)
-    left: dict[ChannelGroup, str] = {}
-    for group in groups:
-        reason = _reason(group, names, limits)
-        if reason is not None:
-            left[group] = reason
-    if len(left) == len(groups):
-        raise BudgetError(
-            f"no group may lose a unit: {describe(left)}. Change include=, exclude=, dims=, "
-            "exact_only= or min_units=, or see group.explain() for what freezes it"
-        )
-    return Scope(tuple(group for group in groups if group not in left), left)
+    reasons = {group: _reason(group, names, limits) for group in groups}
+    left = {group: reason for group, reason in reasons.items() if reason is not None}
+    return Scope(tuple(groups), {}).without(left)
 
 
 def describe(left: Mapping[ChannelGroup, str], most: int = 5) -> str:
