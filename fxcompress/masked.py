@@ -43,11 +43,16 @@ def copies(values: Any) -> Any:
 def flat_inputs(
     module: CapturedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[Any]:
-    """The values of the graph's placeholders, in order."""
+    """The values of the graph's placeholders, in order; arguments that the graph has by position
+    may be given by name.
+    """
     codegen = module.graph._codegen
     if not isinstance(codegen, _PyTreeCodeGen):
         return [*args, *kwargs.values()]
-    flat: list[Any] = tree_flatten_spec((args, dict(kwargs)), codegen.pytree_info.in_spec)
+    info, named = codegen.pytree_info, dict(kwargs)
+    places = info.orig_args[len(args) : info.in_spec.child(0).num_children]
+    args = (*args, *(named.pop(name) for name in places if name in named))
+    flat: list[Any] = tree_flatten_spec((args, named), info.in_spec)
     return flat
 
 

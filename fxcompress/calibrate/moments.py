@@ -175,7 +175,7 @@ class _Sum:
             self.second = self.second.to(second) + second
             if self.kind != "none":
                 rows = products(lined(signals, self.kind))
-                self.gram = self.gram.to(first) + rows @ rows.mT
+                self.gram = self.gram + (rows @ rows.mT).to(torch.float64)
 
     def vectors(self) -> tuple[Tensor, Tensor, int]:
         """Sums and sums of squares along the matrix's rows, and over how many samples."""

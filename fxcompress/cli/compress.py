@@ -16,7 +16,7 @@ from fxcompress.cli import options
 from fxcompress.cli.answers import Answer, Tell, answer
 from fxcompress.cli.models import Request
 from fxcompress.cli.planning import planned
-from fxcompress.cli.recipes import Sizes, make_passes
+from fxcompress.cli.recipes import Sizes, default_passes, make_passes
 from fxcompress.errors import WriteBackError
 from fxcompress.export import check, to_onnx
 from fxcompress.loaders import Loaded
@@ -39,6 +39,7 @@ def plan(
     dims: options.Dims = None,
     inputs: options.Input = None,
     weights: options.Weights = None,
+    data: options.Data = None,
     pin: options.Pin = None,
     static: options.Static = False,
     probe: options.Probe = False,
@@ -49,10 +50,10 @@ def plan(
     sizes = Sizes(
         ratio, flops, macs, params, size, everywhere, round_to, include, exclude, dims, exact
     )
-    request = Request(model, inputs, weights, seed, static, pin, probe)
+    request = Request(model, inputs, weights, seed, static, pin, probe, data)
 
     def work(tell: Tell) -> Answer:
-        wanted = make_passes(passes or (), sizes)
+        wanted = make_passes(passes or default_passes(sizes, data), sizes)
         if not wanted:
             raise typer.BadParameter("nothing to plan; give --ratio, --flops or --pass")
         found = planned(request.program(tell), wanted, tell)
@@ -97,6 +98,7 @@ def compile(
     dims: options.Dims = None,
     inputs: options.Input = None,
     weights: options.Weights = None,
+    data: options.Data = None,
     pin: options.Pin = None,
     static: options.Static = False,
     probe: options.Probe = False,
@@ -107,10 +109,10 @@ def compile(
     sizes = Sizes(
         ratio, flops, macs, params, size, everywhere, round_to, include, exclude, dims, exact
     )
-    request = Request(model, inputs, weights, seed, static, pin, probe)
+    request = Request(model, inputs, weights, seed, static, pin, probe, data)
 
     def work(tell: Tell) -> Answer:
-        wanted = make_passes(passes or (), sizes)
+        wanted = make_passes(passes or default_passes(sizes, data), sizes)
         loaded = request.load(tell)
         program = request.program(tell, wanted, loaded=loaded)
         made = _Made(program, output or _default_output(model))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fxcompress.cli.answers import Tell
 from fxcompress.compiler import apply, compile
-from fxcompress.loaders import Loaded, load_model
+from fxcompress.loaders import Loaded, load_model, load_task
 from fxcompress.program import Pass, Program
 
 
@@ -23,6 +23,7 @@ class Request:
     static: bool = False
     pin: Sequence[str] | None = None
     probe: bool = False
+    data: str | None = None
 
     def load(self, tell: Tell) -> Loaded:
         """The model with its example inputs."""
@@ -39,12 +40,14 @@ class Request:
     ) -> Program:
         """The program after the passes; a saved program goes on from where it was."""
         loaded = loaded or self.load(tell)
+        task = load_task(self.data) if self.data else None
         if loaded.program is None:
             program = compile(
                 loaded.model,
                 loaded.args,
                 loaded.kwargs,
                 passes=passes,
+                task=task,
                 dynamic=None if self.static else "batch",
                 pin=self.pin or (),
                 probe=self.probe,
@@ -55,7 +58,7 @@ class Request:
             return _called(program, loaded.label)
         saved = loaded.program
         pin, probe = (*saved.pin, *(self.pin or ())), saved.probe or self.probe
-        program = replace(saved, pin=pin, probe=probe)
+        program = replace(saved, pin=pin, probe=probe, task=task or saved.task)
         for one in passes:
             tell(f"{one}")
             program = apply(program, one, verify=verify)

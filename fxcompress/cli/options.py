@@ -35,6 +35,14 @@ Weights = Annotated[
 Seed = Annotated[
     int, typer.Option(help="For random weights, inputs and passes.", rich_help_panel=_INPUT)
 ]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="What passes may look at: a .npy file of inputs, .npz or .safetensors with inputs by "
+        "name and 'labels', or module:factory or file.py:factory of batches or a Task.",
+        rich_help_panel=_INPUT,
+    ),
+]
 Static = Annotated[
     bool, typer.Option("--static", help="Fix the batch size too.", rich_help_panel=_INPUT)
 ]
@@ -58,7 +66,8 @@ Passes = Annotated[
         "--pass",
         "-p",
         help="magnitude, random, fold-batch-norm, nm-sparsity …, in the order given; options of "
-        "its own in brackets: 'magnitude(p=1)'. By default magnitude.",
+        "its own in brackets: 'magnitude(p=1)'. By default magnitude, or least-squares where there "
+        "is --data.",
         rich_help_panel=_PASSES,
     ),
 ]

@@ -16,7 +16,6 @@ from fxcompress import passes
 from fxcompress.budget import Budget
 from fxcompress.program import Pass
 
-_DEFAULT = "magnitude"
 _MANNER = "write options as in 'magnitude(p=1, aggregate=\"sum\")'"
 _CALL = re.compile(r"(?P<name>[\w-]+)\s*(?:\((?P<options>.*)\))?", re.DOTALL)
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z][a-z]+|[A-Z]+")
@@ -80,6 +79,11 @@ def known_passes() -> dict[str, Callable[..., Pass]]:
     return found
 
 
+def default_passes(sizes: Sizes, data: str | None) -> tuple[str, ...]:
+    """What removes units where no pass is named: the best there is for what it may look at."""
+    return ("least-squares" if data else "magnitude",) if sizes.options() else ()
+
+
 def make_passes(texts: Sequence[str], sizes: Sizes) -> tuple[Pass, ...]:
     """The passes in order; the sizes go to those that remove units.
 
@@ -89,7 +93,7 @@ def make_passes(texts: Sequence[str], sizes: Sizes) -> tuple[Pass, ...]:
         FxCompressError: A pass refuses the values.
     """
     shared = sizes.options()
-    wanted = [_parsed(text) for text in (texts or ([_DEFAULT] if shared else []))]
+    wanted = [_parsed(text) for text in texts]
     taken = [maker for maker, _ in wanted if _takes(maker, shared)]
     if shared and not taken:
         names = ", ".join(name for name, maker in known_passes().items() if _takes(maker, shared))

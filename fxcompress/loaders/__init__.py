@@ -24,6 +24,7 @@ from torch import nn
 from fxcompress.capture import Source
 from fxcompress.errors import LoadError
 from fxcompress.loaders.code import Made, from_factory, functions_of
+from fxcompress.loaders.data import load_task
 from fxcompress.loaders.huggingface import from_huggingface
 from fxcompress.loaders.inputs import Arguments, parse_inputs
 from fxcompress.loaders.weights import load_weights
@@ -31,7 +32,7 @@ from fxcompress.loaders.zoo import from_timm, from_torchvision
 from fxcompress.program import Program
 from fxcompress.program import load as load_program
 
-__all__ = ["Loaded", "load_model", "parse_inputs"]
+__all__ = ["Loaded", "load_model", "load_task", "parse_inputs"]
 
 _SCHEMES: Mapping[str, Callable[[str], Made]] = {
     "hf": from_huggingface,

@@ -1,4 +1,4 @@
-"""Models from a function of the user's: ``package.module:factory`` or ``file.py:factory``."""
+"""What a function of the user's returns: ``package.module:factory`` or ``file.py:factory``."""
 
 from __future__ import annotations
 
@@ -25,19 +25,41 @@ def from_factory(spec: str) -> Made:
     """Call a factory; it returns the model, ``(model, args)`` or ``(model, args, kwargs)``.
 
     Raises:
-        LoadError: There is no such file, module or function, it fails, or returns something else.
+        LoadError: As `called`, or it returns something else.
+    """
+    made = called(spec)
+    match made:
+        case nn.Module():
+            return made, ((), {})
+        case [nn.Module() as model, tuple() | list() as args]:
+            return model, (tuple(args), {})
+        case [nn.Module() as model, tuple() | list() as args, dict() as kwargs]:
+            return model, (tuple(args), kwargs)
+    raise LoadError(
+        f"{spec} returned {_shape_of(made)}; it must return a model, (model, args) or "
+        "(model, args, kwargs), with args a tuple of example inputs"
+    )
+
+
+def called(spec: str) -> Any:
+    """What ``package.module:function`` or ``file.py:function`` returns, called without arguments.
+
+    Raises:
+        LoadError: There is no such file, module or function, or it fails.
     """
     place, _, name = spec.rpartition(":")
     if not place or not name.isidentifier():
         raise LoadError(
             f"{spec!r} names no function; write package.module:factory or file.py:factory"
         )
-    if place.endswith(".py"):
-        path = Path(place)
-        with _first_on_path(path.resolve().parent):
-            return _called(_function(_import_file(path), name, spec), spec)
-    with _first_on_path(Path.cwd()):
-        return _called(_function(_import_module(place), name, spec), spec)
+    is_file = place.endswith(".py")
+    with _first_on_path(Path(place).resolve().parent if is_file else Path.cwd()):
+        module = _import_file(Path(place)) if is_file else _import_module(place)
+        function = _function(module, name, spec)
+        try:
+            return function()
+        except Exception as error:
+            raise LoadError(f"calling {spec} without arguments failed: {_said(error)}") from error
 
 
 def functions_of(path: Path) -> list[str]:
@@ -89,24 +111,6 @@ def _function(module: ModuleType, name: str, spec: str) -> Callable[[], Any]:
     names = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
     near = get_close_matches(name, names, n=3, cutoff=0.0)
     raise LoadError(f"{spec!r}: no function {name!r} there; the nearest are {', '.join(near)}")
-
-
-def _called(function: Callable[[], Any], spec: str) -> Made:
-    try:
-        made = function()
-    except Exception as error:
-        raise LoadError(f"calling {spec} without arguments failed: {_said(error)}") from error
-    match made:
-        case nn.Module():
-            return made, ((), {})
-        case [nn.Module() as model, tuple() | list() as args]:
-            return model, (tuple(args), {})
-        case [nn.Module() as model, tuple() | list() as args, dict() as kwargs]:
-            return model, (tuple(args), kwargs)
-    raise LoadError(
-        f"{spec} returned {_shape_of(made)}; it must return a model, (model, args) or "
-        "(model, args, kwargs), with args a tuple of example inputs"
-    )
 
 
 def _shape_of(value: object) -> str:
