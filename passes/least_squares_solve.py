@@ -12,11 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fxcompress.errors import PlanError
+
+WIDTH = 256
+"""How many columns of downdates are applied at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +54,7 @@ class System:
         eye = torch.eye(self.gram.shape[-1], dtype=self.gram.dtype, device=self.gram.device)
         return self.gram + self.ridge[:, None, None] * eye
 
-    @property
+    @cached_property
     def energy(self) -> float:
         """tr(Vᵀ K V), summed over blocks: the mean square of what the map gives."""
         return float((self.columns * (self.gram @ self.columns)).sum())
@@ -131,41 +135,99 @@ class Greedy:
 
 
 class _Map:
-    """The inverse Gram matrix and the weights of one map while inputs are removed."""
+    """The inputs of one map, cell by cell: in one matrix where it sums over cells as well."""
 
     def __init__(self, system: System, cells: int, units: int, updates: bool) -> None:
-        self.inverse, self.columns = system.inverse(), system.columns.clone()
-        self.weight, self.updates, self.units = 1 / system.energy, updates, units
-        self.joint = len(self.inverse) == 1
-        n = self.inverse.shape[1]
-        self.places = n // (units * (cells if self.joint else 1))
+        inverse, columns = system.inverse(), system.columns
+        self.weight, self.units = 1 / system.energy, units
+        self.joint = len(inverse) == 1
+        count = units * (cells if self.joint else 1)
+        pairs = zip(inverse, columns, strict=True)
+        self.blocks = [_Block(matrix, own, count, updates) for matrix, own in pairs]
 
-    def _rows(self, cell: int, unit: int = 0, count: int = 1) -> tuple[int, slice]:
-        start = ((cell * self.units if self.joint else 0) + unit) * self.places
-        return 0 if self.joint else cell, slice(start, start + count * self.places)
+    def _block(self, cell: int) -> tuple[_Block, int]:
+        """What holds a cell, and the number of its first unit there."""
+        return (self.blocks[0], cell * self.units) if self.joint else (self.blocks[cell], 0)
 
     def damage(self, cell: int) -> Tensor:
-        """tr(V_iᵀ (M_ii)⁻¹ V_i) of every unit of a cell; of one that is gone it means nothing."""
-        block, rows = self._rows(cell, 0, self.units)
-        own = self.columns[block, rows].unflatten(0, (self.units, self.places))
-        if self.places == 1:
-            diagonal = self.inverse[block].diagonal()[rows]
-            damage: Tensor = own.square().sum((1, 2)) / diagonal.clamp(min=1e-300)
-            return damage * self.weight
-        corner = self.inverse[block][rows, rows].unflatten(0, (self.units, -1))
-        blocks = torch.stack([c.unflatten(1, (self.units, -1))[:, i] for i, c in enumerate(corner)])
-        damage = (own * torch.linalg.solve(blocks, own)).sum((1, 2))
-        return damage * self.weight
+        """What removing each unit of a cell costs; of one that is gone it means nothing."""
+        block, start = self._block(cell)
+        return block.damage(slice(start, start + self.units)) * self.weight
 
     def remove(self, cell: int, unit: int) -> None:
         """Take a unit out, and give the others its share."""
-        block, rows = self._rows(cell, unit)
-        matrix = self.inverse[block]
-        across = matrix[:, rows].clone()
-        pivot = across[rows].clone()
+        block, start = self._block(cell)
+        block.remove(start + unit)
+
+
+class _Block:
+    """An inverse Gram matrix M and the weights V while units, each a few rows, are removed.
+
+    Removing the rows i is M -= w wᵀ and V -= w c, with w = M_:i L⁻ᵀ, c = L⁻¹ V_i and M_ii = L Lᵀ.
+    The products are put off until `WIDTH` columns of w have come together and then applied as one,
+    to what is left; of M only the diagonal blocks are always up to date, and of V the products
+    V_j V_jᵀ, which is all that the damage tr(M_jj⁻¹ V_j V_jᵀ) asks for.
+    """
+
+    def __init__(self, inverse: Tensor, columns: Tensor, count: int, updates: bool) -> None:
+        self.inverse, self.columns, self.updates = inverse, columns, updates
+        self.rows = torch.arange(len(inverse), device=inverse.device).unflatten(0, (count, -1))
+        self.alive = torch.ones(count, dtype=torch.bool, device=inverse.device)
+        own = columns[self.rows]
+        self.products = own @ own.mT
+        self.corners = inverse[self.rows.unsqueeze(2), self.rows.unsqueeze(1)]
+        self.left, self.right = inverse.new_empty(0, 0), columns.new_empty(0, 0)
+        self._clear()
+
+    def damage(self, units: slice) -> Tensor:
+        """tr(V_iᵀ (M_ii)⁻¹ V_i) of every unit."""
+        corners, products = self.corners[units], self.products[units]
+        if corners.shape[1] == 1:
+            return (products / corners.clamp(min=1e-300)).flatten()
+        solved: Tensor = torch.linalg.solve(corners, products)
+        return solved.diagonal(dim1=1, dim2=2).sum(1)
+
+    def remove(self, unit: int) -> None:
+        """Take the rows of a unit out, and give the others their share."""
+        at = self.rows[unit]
+        left, right = self.left[:, : self.done], self.right[: self.done]
+        across = self.inverse[at].T - left @ left[at].T
+        factor = torch.linalg.cholesky(across[at])
+        step = torch.linalg.solve_triangular(factor, across.T, upper=False).T
+        blocks = step[self.rows] * self.alive[:, None, None]
         if self.updates:
-            self.columns[block] -= across @ torch.linalg.solve(pivot, self.columns[block, rows])
-        matrix -= across @ torch.linalg.solve(pivot, across.T)
-        self.columns[block, rows] = 0
-        matrix[rows], matrix[:, rows] = 0, 0
-        matrix[rows, rows] = torch.eye(self.places, dtype=matrix.dtype, device=matrix.device)
+            now = self.columns[at] - left[at] @ right
+            change = torch.linalg.solve_triangular(factor, now, upper=False)
+            given = self.columns @ change.T - left @ (right @ change.T)
+            cross = blocks @ given[self.rows].mT
+            self.products += blocks @ (change @ change.T) @ blocks.mT - cross - cross.mT
+            self.right[self.done : self.done + len(at)] = change
+        self.corners -= blocks @ blocks.mT
+        self.left[:, self.done : self.done + len(at)] = step
+        self.done += len(at)
+        self._forget(unit)
+
+    def _forget(self, unit: int) -> None:
+        self.alive[unit] = False
+        self.products[unit] = 0
+        self.corners[unit] = torch.eye(self.corners.shape[1]).to(self.corners)
+        if self.done + self.rows.shape[1] > self.left.shape[1]:
+            self._apply()
+
+    def _apply(self) -> None:
+        """Bring what is left up to date, and drop what is gone."""
+        stay = self.rows[self.alive].flatten()
+        left = self.left[stay, : self.done]
+        self.inverse = self.inverse[stay][:, stay].addmm_(left, left.T, alpha=-1)
+        self.columns = self.columns[stay].addmm_(left, self.right[: self.done], alpha=-1)
+        self.rows[self.alive] = torch.arange(len(stay), device=stay.device).reshape(
+            -1, self.rows.shape[1]
+        )
+        self.rows[~self.alive] = 0  # of no matter; they only have to lie inside
+        self._clear()
+
+    def _clear(self) -> None:
+        width = max(WIDTH, self.rows.shape[1])
+        self.left = self.inverse.new_zeros(len(self.inverse), width)
+        self.right = self.columns.new_zeros(width, self.columns.shape[1])
+        self.done = 0

@@ -20,6 +20,7 @@ from fxcompress.passes import (
     Selection,
     StructuredPass,
 )
+from fxcompress.passes import least_squares_solve as solve
 from fxcompress.passes.least_squares_solve import Greedy, System
 from fxcompress.plan import Plan, Project
 from fxcompress.program import Program
@@ -273,8 +274,14 @@ def _keep(seen: list[Tensor], value: Tensor) -> None:
     seen.append(value.clone())
 
 
-def test_greedy_is_the_cheapest_refit_at_every_step() -> None:
-    """Its damage is what refitting on the rest costs, from scratch, for blocks in two maps."""
+@pytest.mark.parametrize("width", [1, 7, 256])
+def test_greedy_is_the_cheapest_refit_at_every_step(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its damage is what refitting on the rest costs, from scratch, for blocks in two maps; however
+    many downdates are put off.
+    """
+    monkeypatch.setattr(solve, "WIDTH", width)
     generator = torch.Generator().manual_seed(5)
     draw = partial(torch.randn, generator=generator, dtype=torch.float64)
     systems = []
