@@ -50,6 +50,18 @@ def test_the_bias_has_the_reference_values(golden: dict[str, Tensor], through: P
     assert small.report.checks[-1].kind == "zero-masked"
 
 
+def test_what_is_seen_of_inputs_has_the_reference_values(
+    golden: dict[str, Tensor], through: Program
+) -> None:
+    """Mean, unbiased variance and root mean square of each column, over batches."""
+    group = through.group("enter")
+    seen = Fluctuation().prepare(through, (group,)).moments[group].features
+    assert seen is not None
+    close(seen.mean.flatten(), golden["x_mean"])
+    close(seen.variance.flatten(), golden["x_var"])
+    close(seen.square.sqrt().flatten(), golden["col_rms"])
+
+
 class _Fixed:
     def __init__(self, plan: Plan) -> None:
         self.made = plan
