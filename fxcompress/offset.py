@@ -11,7 +11,7 @@ from fxcompress.coupling import Coupling
 from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule, TensorMeta, find_tensor, parameter_of, set_tensor
 from fxcompress.plan import Offset
-from fxcompress.rules.schema import packet_of
+from fxcompress.rules.schema import arguments, packet_of
 from fxcompress.tensors import Names, names_of, replace_tensor
 
 _WEIGHT, _BIAS = 1, 2
@@ -27,8 +27,9 @@ def add_offset(module: CapturedModule, coupling: Coupling, edit: Offset) -> dict
         PlanError: The weight belongs to no layer that can take it, or the shape is wrong.
     """
     calls, names = _calls(module, edit), names_of(module)
-    biases = {parameter_of(call.args[_BIAS]) for call in calls if _given(call)}
-    if len(biases) > 1 or None in biases or (biases and not all(map(_given, calls))):
+    given = [bias for call in calls if (bias := _bias(call)) is not None]
+    biases = {parameter_of(bias) for bias in given}
+    if len(biases) > 1 or None in biases or (biases and len(given) < len(calls)):
         raise PlanError(f"the calls of {edit.weight} do not share one bias to add an offset to")
     if biases:
         _add(module, names, str(biases.pop()), calls, edit)
@@ -45,8 +46,7 @@ def add_offset(module: CapturedModule, coupling: Coupling, edit: Offset) -> dict
 def _calls(module: CapturedModule, edit: Offset) -> list[fx.Node]:
     sources = [n for n in module.graph.find_nodes(op="get_attr") if n.target == edit.weight]
     calls = [user for source in sources for user in source.users]
-    fit = [c for c in calls if packet_of(c) in MAPS and parameter_of(c.args[_WEIGHT])]
-    if not calls or len(fit) < len(calls) or any(c.args[_WEIGHT] not in sources for c in calls):
+    if not calls or any(_weight(call) not in sources for call in calls):
         raise PlanError(
             f"{edit.weight} is not the weight of linear layers alone, so nothing can take an "
             "offset; leave the layer out with exclude=, or use a method without a bias shift"
@@ -54,8 +54,17 @@ def _calls(module: CapturedModule, edit: Offset) -> list[fx.Node]:
     return calls
 
 
-def _given(call: fx.Node) -> bool:
-    return len(call.args) > _BIAS and call.args[_BIAS] is not None
+def _weight(call: fx.Node) -> object:
+    """The operand that is the weight, if the call is one that can add a bias to its product."""
+    if packet_of(call) == "aten::addmm":
+        named = arguments(call)
+        return named["mat2"] if named["beta"] == named["alpha"] == 1 else None
+    return call.args[_WEIGHT] if packet_of(call) in MAPS else None
+
+
+def _bias(call: fx.Node) -> object:
+    place = 0 if packet_of(call) == "aten::addmm" else _BIAS
+    return call.args[place] if len(call.args) > place else None
 
 
 def _add(

@@ -15,6 +15,7 @@ from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup
 from fxcompress.members import consumers, producers
+from fxcompress.passes.slicegpt_axes import Tap, even, principal_axes
 from fxcompress.passes.slicegpt_norms import (
     StreamNorm,
     check_rotates,
@@ -22,11 +23,13 @@ from fxcompress.passes.slicegpt_norms import (
     stream_norms,
 )
 from fxcompress.passes.structured import StructuredPass
-from fxcompress.plan import Edit, Plan, Project, Replace
+from fxcompress.plan import Edit, Offset, Plan, Project, Replace
 from fxcompress.program import Program
 from fxcompress.tensors import names_of
 
 WHO = "SliceGPT"
+Affine = tuple[Tensor, Tensor]
+"""Gain and shift of a norm."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +43,12 @@ class PrincipalAxes(Recipe):
     added to the mean square, ε, counts k/d of what it did).
 
     There is one Q for the whole stream, and not one for each block: skip connections then need no
-    matrices. Only streams under RMS norms are turned; LayerNorm, with its mean, is refused.
+    matrices.
+
+    A LayerNorm stays one, and takes the mean out by itself: under LayerNorms the stream's mean is
+    an axis of its own, never cut, and the k axes left are written so that equal units before are
+    equal units after. So a stream of k units holds k - 1 axes. What a LayerNorm adds goes into the
+    biases of its readers.
 
     Attributes:
         samples: How many samples of the program's data are looked at; None for all.
@@ -59,13 +67,14 @@ class PrincipalAxes(Recipe):
         taps: dict[str, Tap] = {}
         for group, norms in streams.items():
             for norm in norms:
-                taps[norm.source.name] = Tap(sums[group])
+                taps[norm.source.name] = Tap(sums[group], norm.centred)
         observe(program, taps, who=WHO, samples=self.samples)
-        found = {}
-        for group, total in sums.items():
-            values, vectors = torch.linalg.eigh(total)
-            found[group] = (values.flip(0).clamp(min=0), vectors.flip(1))
-        return Rotations(found)
+        return Rotations(
+            {
+                group: principal_axes(sums[group], _centred(norms))
+                for group, norms in streams.items()
+            }
+        )
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         return self.prepare(program, (group,)).score(program, group)
@@ -74,22 +83,9 @@ class PrincipalAxes(Recipe):
         return self.prepare(program, (group,)).edits(program, group, kept)
 
 
-@dataclass(frozen=True)
-class Tap:
-    """Adds Σ x xᵀ / mean(x²) of what a norm reads to a sum."""
-
-    total: Tensor
-
-    def __call__(self, value: Tensor) -> None:
-        rows = value.detach().flatten(0, -2).to(self.total)
-        square = rows.square().mean(1, keepdim=True)
-        rows = rows * torch.where(square > 0, square.rsqrt(), 0.0)
-        self.total.add_(rows.mT @ rows)
-
-
 @dataclass(frozen=True, eq=False)
 class Rotations:
-    """Eigenvalues, descending, and eigenvectors as columns, of each stream."""
+    """Eigenvalues, descending, and axes as columns, of each stream."""
 
     axes: Mapping[ChannelGroup, tuple[Tensor, Tensor]]
 
@@ -100,29 +96,51 @@ class Rotations:
         return sliced(program, group, self.axes[group][1][:, kept.to(self.axes[group][1].device)])
 
 
-def sliced(program: Program, group: ChannelGroup, basis: Tensor) -> tuple[Edit, ...]:
+def sliced(program: Program, group: ChannelGroup, axes: Tensor) -> tuple[Edit, ...]:
     """The edits that turn a stream and keep some of its axes.
 
     Args:
         program: Whose stream.
         group: Of d units.
-        basis: Orthonormal columns, shape (d, k).
+        axes: Orthonormal columns, shape (d, k); under LayerNorms the first is that of the mean.
 
     Raises:
-        PlanError: The stream cannot be turned.
+        PlanError: The stream cannot be turned, or not into these axes.
     """
     norms = _checked(program, group)
-    factor = sqrt(group.units / basis.shape[1])
-    edits: list[Edit] = [
-        _scaled(program, name, dim, gain * factor)
-        for (name, dim), gain in _reading(program, group, norms).items()
-    ]
-    for name in sorted({norm.gain for norm in norms if norm.gain is not None}):
-        old = find_tensor(program.module, name)
-        assert old is not None
-        # The projection takes it as what writes units: Qᵀ of this is ones.
-        edits.append(Replace(name, basis.sum(1).to(old)))
+    basis = even(axes) if _centred(norms) else axes
+    if basis is None:
+        raise PlanError(
+            f"group {group.name}: a LayerNorm takes the mean out of the stream, so the mean's "
+            "axis, the first by PrincipalAxes, has to stay; rank the axes by PrincipalAxes"
+        )
+    edits = _read_edits(program, group, norms, sqrt(group.units / basis.shape[1]))
+    # The projection takes a gain as what writes units: Qᵀ of this is ones.
+    for each, value in (("gain", basis.sum(1)), ("shift", basis.new_zeros(group.units))):
+        for name in sorted({getattr(norm, each) for norm in norms} - {None}):
+            old = find_tensor(program.module, name)
+            assert old is not None
+            edits.append(Replace(name, value.to(old)))
     return (*edits, Project(group, basis.mT.contiguous(), basis))
+
+
+def _read_edits(
+    program: Program, group: ChannelGroup, norms: tuple[StreamNorm, ...], factor: float
+) -> list[Edit]:
+    """What reads a norm takes up its gain, times `factor`, and what it adds."""
+    edits: list[Edit] = []
+    for (name, dim), (gain, shift) in _reading(program, group, norms).items():
+        edits.append(_scaled(program, name, dim, gain * factor))
+        if bool(shift.any()):
+            weight = find_tensor(program.module, name)
+            assert weight is not None
+            moved = weight.detach().double().movedim(dim, -1) @ shift
+            edits.append(Offset(name, moved.to(weight)))
+    return edits
+
+
+def _centred(norms: Iterable[StreamNorm]) -> bool:
+    return any(norm.centred for norm in norms)
 
 
 def _checked(program: Program, group: ChannelGroup) -> tuple[StreamNorm, ...]:
@@ -139,7 +157,7 @@ def _checked(program: Program, group: ChannelGroup) -> tuple[StreamNorm, ...]:
         )
     if not norms:
         raise PlanError(
-            f"group {group.name} has no RMS norm: it is no stream that {WHO} could turn; leave it "
+            f"group {group.name} has no norm: it is no stream that {WHO} could turn; leave it "
             "out with dims='residual' or exclude="
         )
     return norms
@@ -149,42 +167,47 @@ def _second_moment(group: ChannelGroup) -> Tensor:
     return torch.zeros(group.units, group.units, dtype=torch.float64)
 
 
-def _gain(program: Program, group: ChannelGroup, norm: StreamNorm) -> Tensor:
-    if norm.gain is None:
-        return torch.ones(group.units, dtype=torch.float64)
-    value = find_tensor(program.module, norm.gain)
-    assert value is not None
-    return value.detach().double()
+def _affine(program: Program, group: ChannelGroup, norm: StreamNorm) -> Affine:
+    """Gain and shift of a norm, shape (d,) each."""
+    gain, shift = (
+        None if name is None else find_tensor(program.module, name)
+        for name in (norm.gain, norm.shift)
+    )
+    ones = torch.ones(group.units, dtype=torch.float64)
+    return (
+        ones if gain is None else gain.detach().double(),
+        torch.zeros_like(ones) if shift is None else shift.detach().double(),
+    )
 
 
 def _reading(
     program: Program, group: ChannelGroup, norms: Iterable[StreamNorm]
-) -> dict[tuple[str, int], Tensor]:
-    """The axes of weights that read what a norm yields, with its gain.
+) -> dict[tuple[str, int], Affine]:
+    """The axes of weights that read what a norm yields, with its gain and shift.
 
     Raises:
         PlanError: A weight reads after norms of different gains, or inside one.
     """
     nodes = {node.name: node for node in program.module.graph.nodes}
-    gains = {handed_on_by(norm.output): _gain(program, group, norm) for norm in norms}
+    own = {handed_on_by(norm.output): _affine(program, group, norm) for norm in norms}
     inner = frozenset().union(*(norm.nodes for norm in norms))
-    found: dict[tuple[str, int], Tensor | None] = {}
+    found: dict[tuple[str, int], Affine | None] = {}
     for one in consumers(program, group):
         base, key = handed_on_by(nodes[one.value]), (one.weight, one.site.dim)
-        gain = gains.get(base)
-        known = found.setdefault(key, gain)
-        if not _same(known, gain) or (gain is None and base in inner):
+        affine = own.get(base)
+        known = found.setdefault(key, affine)
+        if not _same(known, affine) or (affine is None and base in inner):
             raise PlanError(
                 f"group {group.name}: {one.weight} reads the stream after norms of different "
                 "gains, which it cannot take up; leave the stream out with exclude="
             )
-    return {key: gain for key, gain in found.items() if gain is not None}
+    return {key: affine for key, affine in found.items() if affine is not None}
 
 
-def _same(first: Tensor | None, second: Tensor | None) -> bool:
+def _same(first: Affine | None, second: Affine | None) -> bool:
     if first is None or second is None:
         return first is second
-    return torch.equal(first, second)
+    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def _scaled(program: Program, name: str, dim: int, scale: Tensor) -> Replace:

@@ -1,12 +1,13 @@
-"""RMS norms on a stream of units, and whether the rest of the graph may see the stream rotated.
+"""Norms on a stream of units, and whether the rest of the graph may see the stream rotated.
 
 A rotation of the stream is undone by every linear map that reads it, made by every map that writes
-it, and not seen by Σ x². Nothing else may look at single units.
+it, and not seen by Σ x². A mean over units is not seen either, where the rotation takes equal units
+to equal units. Nothing else may look at single units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from torch import fx
@@ -15,6 +16,7 @@ from fxcompress.axes import Factor, leaves
 from fxcompress.errors import PlanError
 from fxcompress.graph import parameter_of, shape_of
 from fxcompress.groups import ChannelGroup
+from fxcompress.members import consumers
 from fxcompress.program import Program
 from fxcompress.rules.schema import arguments, dims, packet_of
 
@@ -29,33 +31,42 @@ MOVES = CASTS | {
 """What hands units on as they are (dropout in evaluation)."""
 SUMS = frozenset(f"aten::{name}" for name in ("add", "add_", "sub", "sub_"))
 SCALINGS = frozenset(f"aten::{name}" for name in ("mul", "mul_", "div", "div_", "neg"))
-MAPS = frozenset(("aten::linear", "aten::embedding"))
+MAPS = frozenset(("aten::addmm", "aten::embedding", "aten::linear", "aten::mm"))
+FUSED = frozenset(("aten::rms_norm", "aten::layer_norm"))
 
 
 @dataclass(frozen=True)
 class StreamNorm:
-    """One RMS norm: output = gain * source / √(mean(source²) + ε).
+    """One RMS norm or LayerNorm: output = gain * x / √(mean(x²) + ε) + shift, with x the source, or
+    the source less its mean.
 
     Attributes:
         source: The node it reads.
         output: The node that holds the result.
         gain: The name of its scale, if it has one.
         nodes: All nodes it is made of.
+        shift: The name of what it adds, if it adds something.
+        centred: Whether it takes the mean out first, as LayerNorm does.
     """
 
     source: fx.Node
     output: fx.Node
     gain: str | None
     nodes: frozenset[fx.Node]
+    shift: str | None = None
+    centred: bool = False
 
 
 def stream_norms(program: Program, group: ChannelGroup) -> tuple[StreamNorm, ...]:
-    """The RMS norms over the units of `group`, fused or spelled out, in the graph's order."""
+    """The norms over the units of `group`, in the graph's order: RMS norms fused or spelled out,
+    and LayerNorms.
+    """
     found: list[StreamNorm] = []
     for node in program.module.graph.nodes:
-        norm = _fused(node) if packet_of(node) == "aten::rms_norm" else None
+        norm = _fused(node) if packet_of(node) in FUSED else None
         norm = _spelled_out(node) if packet_of(node) == "aten::rsqrt" else norm
-        if norm is not None and _holds(program, norm.source, group.factor):
+        axes = program.analysis.coupling.axes
+        if norm is not None and axes.get(norm.source.name, ())[-1:] == (group.factor,):
             found.append(norm)
     return tuple(found)
 
@@ -73,21 +84,36 @@ def check_rotates(program: Program, group: ChannelGroup, norms: Iterable[StreamN
     Raises:
         PlanError: Naming the node, and what to do.
     """
+    norms = tuple(norms)
     own = {node for norm in norms for node in norm.nodes}
     if group.cells > 1 or group.span > 1:
         raise PlanError(f"group {group.name} is no stream of single units; leave it out")
     for node in program.module.graph.nodes:
         if node.op == "call_function" and node not in own and not _rotates(program, group, node):
-            words = "LayerNorm subtracts a mean over the units: " if _is_layer_norm(node) else ""
             raise PlanError(
-                f"group {group.name} cannot be rotated: {words}node '{node.name}' ({node.target}) "
-                "looks at its units one by one; only RMS norms, sums and linear maps may touch a "
-                "stream that is sliced. Leave it out with exclude="
+                f"group {group.name} cannot be rotated: node '{node.name}' ({node.target}) "
+                "looks at its units one by one; only norms over them, sums and linear maps may "
+                "touch a stream that is sliced. Leave it out with exclude="
             )
+    readers = {one.node for one in consumers(program, group)}
+    for norm in norms:
+        _check_read(group, norm, readers)
 
 
-def _is_layer_norm(node: fx.Node) -> bool:
-    return packet_of(node) in ("aten::layer_norm", "aten::native_layer_norm")
+def _check_read(group: ChannelGroup, norm: StreamNorm, readers: Collection[str]) -> None:
+    """Its gain goes into what reads it, so that must be linear maps with weights of their own."""
+    pending = [norm.output]
+    while pending:
+        for user in pending.pop().users:
+            if packet_of(user) in MOVES:
+                pending.append(user)
+            elif user.name not in readers:
+                raise PlanError(
+                    f"group {group.name} cannot be rotated: node '{user.name}' ({user.target}) "
+                    f"reads what norm '{norm.output.name}' gives, and only a linear map can take "
+                    "up its gain (so norms stand before blocks, not after). Leave it out with "
+                    "exclude="
+                )
 
 
 def _rotates(program: Program, group: ChannelGroup, node: fx.Node) -> bool:
@@ -119,7 +145,12 @@ def _fused(node: fx.Node) -> StreamNorm | None:
     named = arguments(node)
     if len(named["normalized_shape"]) != 1:
         return None
-    return StreamNorm(named["input"], node, parameter_of(named.get("weight")), frozenset((node,)))
+    given = [named.get(name) for name in ("weight", "bias")]
+    gain, shift = map(parameter_of, given)
+    if [gain is None, shift is None] != [each is None for each in given]:
+        return None  # computed in the graph
+    centred = packet_of(node) == "aten::layer_norm"
+    return StreamNorm(named["input"], node, gain, frozenset((node,)), shift, centred)
 
 
 def _spelled_out(root: fx.Node) -> StreamNorm | None:

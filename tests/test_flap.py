@@ -50,6 +50,18 @@ def test_the_bias_has_the_reference_values(golden: dict[str, Tensor], through: P
     assert small.report.checks[-1].kind == "zero-masked"
 
 
+def test_what_is_seen_of_inputs_has_the_reference_values(
+    golden: dict[str, Tensor], through: Program
+) -> None:
+    """Mean, unbiased variance and root mean square of each column, over batches."""
+    group = through.group("enter")
+    seen = Fluctuation().prepare(through, (group,)).moments[group].features
+    assert seen is not None
+    close(seen.mean.flatten(), golden["x_mean"])
+    close(seen.variance.flatten(), golden["x_var"])
+    close(seen.square.sqrt().flatten(), golden["col_rms"])
+
+
 class _Fixed:
     def __init__(self, plan: Plan) -> None:
         self.made = plan
@@ -141,6 +153,24 @@ def offset(name: str, weight: str, value: Tensor, *more: Project) -> tuple[Progr
 def test_an_offset_is_added_to_what_a_layer_gives() -> None:
     program, small = offset("mlp", "head.weight", torch.arange(3.0, dtype=torch.float64))
     close(small(*program.args), program(*program.args) + torch.arange(3.0, dtype=torch.float64))
+
+
+def test_an_offset_goes_into_the_bias_of_a_sum_with_a_product() -> None:
+    class Product(nn.Module):
+        def __init__(self, beta: float) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4))
+            self.beta = beta
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.bias, x, self.weight, beta=self.beta)
+
+    program = fx.compile(Product(1.0), (torch.randn(2, 3),))
+    small = fx.apply(program, _Fixed(Plan((Offset("weight", torch.arange(4.0)),))))
+    torch.testing.assert_close(small(*program.args), program(*program.args) + torch.arange(4.0))
+    other = fx.compile(Product(2.0), (torch.randn(2, 3),))
+    with pytest.raises(PlanError, match="weight is not the weight of linear layers alone"):
+        fx.apply(other, _Fixed(Plan((Offset("weight", torch.arange(4.0)),))))
 
 
 def test_a_new_bias_is_cut_with_the_units_of_its_layer(through: Program) -> None:

@@ -50,6 +50,7 @@ def test_means_and_sums_are_the_reference_ones(dense: dict[str, Tensor]) -> None
     found = Clusters(dense["labels"])
     for name, value in (
         ("E", found.encode),
+        ("U", found.decode),
         ("D", found.decode),
         ("C", found.decode @ found.encode),
         ("Wf", found.encode @ dense["W"]),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 import fxcompress as fx
 from fxcompress.budget import Budget
@@ -114,86 +111,6 @@ def test_how_the_data_are_cut_does_not_matter(name: str) -> None:
         scores.append([criterion.score(found, group) for group in free(found)])
     for one, other in zip(*scores, strict=True):
         close(one, other)
-
-
-# ---- reference values
-
-
-class ConvNormLinear(nn.Module):
-    def __init__(self, golden: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 5, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(5, eps=float(golden["eps"]))
-        self.head = nn.Linear(5, 3)
-        self.double()
-        names = {
-            "conv.weight": "Wc", "norm.weight": "gamma", "norm.bias": "beta",
-            "norm.running_mean": "running_mean", "norm.running_var": "running_var",
-            "head.weight": "Wl", "head.bias": "bl",
-        }  # fmt: skip
-        self.load_state_dict({k: golden[v] for k, v in names.items()}, strict=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.relu(self.norm(self.conv(x))).mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def read(shared: Path, name: str) -> dict[str, Tensor]:
-    with np.load(shared / "golden" / f"{name}.npz") as arrays:
-        return {each: torch.from_numpy(np.asarray(arrays[each])) for each in arrays.files}
-
-
-@pytest.mark.parametrize("injection", ["graph", "hook"])
-def test_scores_of_a_convolution_are_the_reference_ones(shared: Path, injection: str) -> None:
-    golden = read(shared, "ippro_conv_bn_relu")
-    data = [(golden["X"][:5], golden["y"][:5]), (golden["X"][5:], golden["y"][5:])]
-    net = ConvNormLinear(golden).eval()
-    # The reference sums over its 8 samples; gradients here are means.
-    task = Task(data, lambda output, labels: 8 * F.cross_entropy(output, labels))
-    found = fx.compile(net, (golden["X"],), task=task)
-    group = found.group("conv")
-    for lam, wanted in zip(golden["lambdas"], golden["bn_proscore"], strict=True):
-        criterion = PROscore(lam=float(lam), injection=injection)  # type: ignore[arg-type]
-        close(criterion.score(found, group)[0], wanted)
-    close(PROscore(form="slope").score(found, group)[0], golden["bn_slope"])
-
-
-class Attention(nn.Module):
-    def __init__(self, golden: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.q, self.k, self.v = (nn.Linear(6, 6) for _ in range(3))
-        self.o = nn.Linear(6, 6, bias=False)
-        self.double()
-        weights = {f"{n}.weight": golden[f"W{n}"] for n in "qkvo"}
-        self.load_state_dict(weights | {f"{n}.bias": golden[f"b{n}"] for n in "qkv"})
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            layer(x).unflatten(2, (2, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v)
-        )
-        heads = F.scaled_dot_product_attention(q, k, v)
-        return self.o(heads.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-def test_scores_of_attention_are_the_reference_ones(shared: Path) -> None:
-    golden = read(shared, "ippro_attention")
-    data = [(golden["X"], golden["target"])]
-
-    def loss(output: Tensor, wanted: Tensor) -> Tensor:
-        return (output - wanted).square().sum()
-
-    found = fx.compile(Attention(golden).eval(), (golden["X"],), task=Task(data, loss))
-    start = loss(found(golden["X"]), golden["target"]).detach()
-    share = float(golden["loss"] / start)  # the reference's loss is a multiple of this one
-    groups = {group.kind: group for group in free(found) if group.kind in ("qk", "vo")}
-    task = Task(data, lambda output, wanted: share * loss(output, wanted))
-    found = fx.compile(Attention(golden).eval(), (golden["X"],), task=task)
-    groups = {group.kind: group for group in free(found) if group.kind in ("qk", "vo")}
-    criterion = PROscore(lam=0.01)
-    close(criterion.score(found, groups["qk"]).flatten(), golden["qk_joint"])
-    close(criterion.score(found, groups["vo"]).flatten(), golden["v_proscore_lam0.01"])
-    mean = PROscore(lam=0.01, cells="mean").score(found, groups["vo"])
-    close(mean[0], golden["v_proscore_head_avg"])
-    assert torch.equal(mean[0], mean[1])
 
 
 # ---- the pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from models import build, normal
 from programs import program
 
 EXACT = 1e-9  # systems of a few unknowns with condition numbers below a thousand
+_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +106,56 @@ def test_with_drawn_labels_squared_gradients_are_the_true_fisher_information(
     rows = 0.5 * (golden["W"].square() * fisher).sum(1)
     torch.testing.assert_close(rows, golden["obd_row"], rtol=0, atol=CHANCE)
     assert not torch.allclose(fisher, golden["empirical_fisher_diag"], rtol=0, atol=4 * CHANCE)
+
+
+def _by_chance(output: Tensor, labels: Tensor) -> Tensor:
+    """A loss whose gradient is √(3 p) times that of the cross entropy, p the chance of the label.
+
+    Over samples with each of 3 labels in turn, squared gradients are then exactly those that drawn
+    labels have in the mean.
+    """
+    chances = output.detach().softmax(1).gather(1, labels[:, None])[:, 0]
+    return ((3 * chances).sqrt() * F.cross_entropy(output, labels, reduction="none")).mean()
+
+
+@pytest.fixture(scope="module")
+def expected(golden: dict[str, Tensor]) -> fx.Program:
+    """The softmax regression with a layer after it that hands on its rows."""
+    net = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 3, bias=False)).double()
+    net.load_state_dict({"0.weight": golden["W"], "1.weight": torch.eye(3).double()})
+    x, count = golden["X"], len(golden["X"])
+    batches = [(x, torch.full((count,), label)) for label in range(3)]
+    return fx.compile(net, (x,), task=fx.Task(batches, _by_chance))
+
+
+def test_expected_factors_are_the_reference_ones(
+    golden: dict[str, Tensor], expected: fx.Program
+) -> None:
+    """And so are their eigenvalues, the weight in their axes, and what its entries cost."""
+    name = next(node.name for node in expected.module.graph.nodes if "linear" in node.name)
+    factors = factors_of(expected, {"0.weight": [name]}, "a test")["0.weight"]
+    _close(factors.inputs, golden["A"])
+    _close(factors.outputs, golden["G"])
+    _close(torch.linalg.eigvalsh(factors.inputs), golden["lambda_A"])
+    _close(torch.linalg.eigvalsh(factors.outputs), golden["lambda_G"])
+    rotated, damages = eigenbasis_damages(golden["W"], factors)
+    _close(rotated.abs(), golden["abs_W_rot"])
+    _close(golden["W_rot"].abs(), golden["abs_W_rot"])  # the signs of axes are free
+    _close(damages.sum(1), golden["eigendamage_row"])
+    _close(damages.sum(0), golden["eigendamage_col"])
+
+
+def test_diagonal_fisher_information_is_the_reference_one(
+    golden: dict[str, Tensor], expected: fx.Program
+) -> None:
+    """Of the model itself and of the data, entry by entry; half of a row's sum is its loss."""
+    true = gradients(expected, ["0.weight"], squares=True).square["0.weight"]
+    _close(true, golden["true_fisher_diag"])
+    score = passes.Taylor(form="fisher", roles=("produce",)).score(expected, expected.group("0"))
+    _close(score[0] / 2, golden["obd_row"])
+    task = fx.Task([(golden["X"], golden["y"])], F.cross_entropy)
+    labelled = gradients(replace(expected, task=task), ["0.weight"], squares=True)
+    _close(labelled.square["0.weight"], golden["empirical_fisher_diag"])
 
 
 @given(st.integers(0, 2**20), st.integers(2, 5), st.integers(1, 4))

@@ -264,25 +264,6 @@ def test_clipped_factors_are_reported() -> None:
 # ---- linear compensation
 
 
-def test_golden_linear_compensation(shared: Path) -> None:
-    for case in ("dense8x12_lam0", "dense8x12_lam0.001", "dup8x10_lam0.001"):
-        arrays = dict(np.load(shared / "golden" / f"projective_{case}.npz"))
-        (n, m), out = arrays["W"].shape, len(arrays["V"])
-        net = nn.Sequential(nn.Linear(m, n), nn.Linear(n, out)).double()
-        values = {"0.weight": "W", "0.bias": "b", "1.weight": "V", "1.bias": "a"}
-        net.load_state_dict({name: torch.tensor(arrays[key]) for name, key in values.items()})
-        found = fx.compile(net, (torch.randn(2, m, dtype=DOUBLE),))
-        steps = int(arrays["steps"])
-        linear = ProjectivePruning(
-            ratio=(steps + 0.5) / n, lam=float(arrays["lam"]), reconstruction="linear", round_to=1
-        )
-        small = fx.apply(found, linear)
-        shift = parameter(small, "1.bias") - parameter(found, "1.bias")
-        for value, key in ((parameter(small, "1.weight"), "lincomp_Vp"), (shift, "lincomp_ap")):
-            # atol: the coefficients of rows that are twins but for 1e-4 have eight digits
-            np.testing.assert_allclose(value.numpy(), arrays[key], rtol=1e-9, atol=1e-8)
-
-
 @pytest.mark.parametrize("name", ["conv", "linear"])
 def test_a_twin_costs_nothing(name: str) -> None:
     """A unit that is there twice is made up for exactly, through a ReLU, and a norm or none."""
@@ -358,33 +339,6 @@ def test_the_kernel_is_for_relu_alone() -> None:
 
 
 # ---- heads
-
-
-def test_golden_query_and_key(shared: Path) -> None:
-    arrays = dict(np.load(shared / "golden" / "bilinear_qk.npz"))
-    q = torch.cat([torch.tensor(arrays["Wq"]), torch.tensor(arrays["bq"])[:, None]], 1)
-    k = torch.cat([torch.tensor(arrays["Wk"]), torch.tensor(arrays["bk"])[:, None]], 1)
-    compiled = fx.compile(Head(q, k), (torch.randn(2, 7, q.shape[1] - 1, dtype=DOUBLE),))
-    group = next(group for group in compiled.groups if group.kind == "qk")
-    pairs = pairs_of(compiled, group)
-    assert pairs is not None
-    np.testing.assert_allclose(pairs.grams()[0].numpy(), arrays["G"], rtol=1e-9, atol=1e-10)
-    small = fx.apply(
-        compiled, ProjectivePruning(ratio=1.5 / 6, lam=lam_of(arrays), dims="qk", round_to=1)
-    )
-    for name, key in (
-        ("q.weight", "Wq_new"),
-        ("q.bias", "bq_new"),
-        ("k.weight", "Wk_new"),
-        ("k.bias", "bk_new"),
-    ):
-        np.testing.assert_allclose(
-            parameter(small, name).numpy(), arrays[key], rtol=1e-7, atol=1e-8
-        )
-
-
-def lam_of(arrays: dict[str, Any]) -> float:
-    return float(arrays["lam"]) if "lam" in arrays else 1e-10
 
 
 class Head(nn.Module):
