@@ -36,7 +36,7 @@ from fxcompress.elimination import Elimination, Vectors, eliminate
 SIZES, TIMES, LAM = (256, 1024, 4096), (1, 4), 1e-3
 SAMPLE = 16
 """Steps of a slow way that are timed where all of them would take too long."""
-LONG = 1
+LONG = 3
 """Most repetitions for larger n."""
 WHOLE = 1024
 """Largest n where every step of the downdates is timed, and orders are compared."""
