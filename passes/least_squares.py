@@ -24,6 +24,7 @@ from fxcompress.calibrate import (
 )
 from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
+from fxcompress.passes.least_squares_changes import Changed, contributions
 from fxcompress.passes.least_squares_solve import Greedy, System
 from fxcompress.passes.readers import Reader, readers, unread
 from fxcompress.passes.structured import StructuredPass
@@ -125,8 +126,7 @@ class Fitted:
         readers: Of each group.
         kinds: What each group's Gram matrices are over.
         moments: Of each group.
-        done: Edits so far that need no projection: what is left of the program computes as if the
-            units that went were gone.
+        changed: What became of each weight so far.
         notes: For the report.
     """
 
@@ -135,11 +135,11 @@ class Fitted:
     readers: Mapping[ChannelGroup, tuple[Reader, ...]]
     kinds: Mapping[ChannelGroup, Grams]
     moments: Mapping[ChannelGroup, Moments]
-    done: dict[str, list[Edit]] = field(default_factory=dict)
+    changed: dict[str, Changed] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
-        systems = [self._system(program, group, one)[0] for one in self.readers[group]]
+        systems = [self._system(group, one, one.columns(program))[0] for one in self.readers[group]]
         updates = self.options.order == "refitted"
         return Greedy(systems, group.cells, group.units, updates).importance()
 
@@ -165,34 +165,38 @@ class Fitted:
         stay: Tensor,
         pairs: Mapping[Read, Paired],
     ) -> list[Edit]:
-        system, mean, other = self._system(program, group, one, pairs)
-        kind = self.kinds[group]
-        places = stay.unsqueeze(2).expand(one.index.shape[:3])
-        mask = stay if kind == "units" else lined(places, kind)
-        mask = mask.to(system.gram.device)
-        new = system.refitted(mask)
+        """Refit one layer, to all that it gave, on those of its inputs that no group has lost.
+
+        Where this group's matrix is over all inputs at once, what was made up for before is made
+        up for again, with the others; elsewhere the layer starts from what it has become.
+        """
+        kind, changed = self.kinds[group], self._changed(one)
+        left = ~changed.gone[one.index].any(3)
+        whole = kind == "cells"
+        start = one.columns(self.program) if whole else one.columns(program) * left.unsqueeze(3)
+        system, mean, other = self._system(group, one, start, pairs)
+        places = stay.to(left.device).unsqueeze(2) & left
+        mask = stay.to(left.device) if kind == "units" else lined(places, kind)
+        new = system.refitted(mask).reshape(one.index.shape) * places.unsqueeze(3)
         offsets: list[Edit] = []
         if self.options.centred:
-            lost = system.columns * mean.unsqueeze(2) - new * other.unsqueeze(2)
-            offsets.append(Offset(one.weight, one.sums(lost.reshape(one.index.shape))))
-        self._note(group, one, new, offsets)
-        columns = torch.where(mask.unsqueeze(2), new, system.columns)
-        return [self._replace(program, one, columns), *offsets]
+            before, after = (contributions(w, m, kind) for w, m in ((start, mean), (new, other)))
+            offsets.append(
+                Offset(one.weight, one.sums(changed.shifted(one, before - after, whole)))
+            )
+        changed.without(one, places, one.replaced(self.program, new), offsets)
+        columns = torch.where(places.unsqueeze(3), new, one.columns(program))
+        return [Replace(one.weight, one.replaced(program, columns)), *offsets]
 
-    def _replace(self, program: Program, one: Reader, columns: Tensor) -> Replace:
-        return Replace(one.weight, one.replaced(program, columns.reshape(one.index.shape)))
-
-    def _note(self, group: ChannelGroup, one: Reader, columns: Tensor, offsets: list[Edit]) -> None:
-        """Remember the layer as it will be: units that went are units that nothing reads."""
-        before = self.done.get(one.weight, [])
-        values = {e.parameter: e.value for e in before if isinstance(e, Replace)}
-        program = self.program.with_values(values) if values else self.program
-        kept = [edit for edit in before if isinstance(edit, Offset)]
-        self.done[one.weight] = [self._replace(program, one, columns), *kept, *offsets]
+    def _changed(self, one: Reader) -> Changed:
+        """What became of a weight so far."""
+        size = torch.Size(one.shape).numel()
+        none = torch.zeros(size, dtype=torch.float64, device=one.index.device)
+        return self.changed.setdefault(one.weight, Changed(none.bool(), none))
 
     def _pairs(self, group: ChannelGroup) -> Mapping[Read, Paired]:
         """What the readers get now, beside what they got; nothing where it is the same."""
-        edits = [edit for own in self.done.values() for edit in own]
+        edits = [edit for own in self.changed.values() for edit in own.edits]
         if not self.options.sequential or not edits:
             return {}
         now = rewrite(self.program.module, self.program.analysis.coupling, Plan(tuple(edits)))
@@ -208,9 +212,9 @@ class Fitted:
 
     def _system(
         self,
-        program: Program,
         group: ChannelGroup,
         one: Reader,
+        columns: Tensor,
         pairs: Mapping[Read, Paired] | None = None,
     ) -> tuple[System, Tensor, Tensor]:
         """The reader as a linear map, and the means of its inputs before and now."""
@@ -223,9 +227,8 @@ class Fitted:
         if options.centred:
             gram = gram - other.unsqueeze(2) * other.unsqueeze(1)
             cross = cross - other.unsqueeze(2) * mean.unsqueeze(1)
-        columns = lined(one.columns(program), self.kinds[group])
-        system = System(gram, columns, options.lambda_rel, one.weight, cross)
-        return system, mean, other
+        lines = lined(columns, self.kinds[group])
+        return System(gram, lines, options.lambda_rel, one.weight, cross), mean, other
 
 
 def _kind(own: Sequence[Reader], widest: int) -> Grams:
