@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.axes import Axes, leaves
 from fxcompress.coupling import Coupling
+from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule
 from fxcompress.projection import Choices, size_of, stays
 
@@ -52,8 +53,24 @@ def flat_inputs(
     info, named = codegen.pytree_info, dict(kwargs)
     places = info.orig_args[len(args) : info.in_spec.child(0).num_children]
     args = (*args, *(named.pop(name) for name in places if name in named))
+    _check_names(info, len(args), named)
     flat: list[Any] = tree_flatten_spec((args, named), info.in_spec)
     return flat
+
+
+def _check_names(info: Any, count: int, named: Mapping[str, Any]) -> None:
+    """Refuse arguments that the graph does not have, and a call without some that it has."""
+    places, keys = (
+        info.orig_args[: info.in_spec.child(0).num_children],
+        info.in_spec.child(1).context,
+    )
+    missing = [*places[count:], *(key for key in keys if key not in named)]
+    unknown = sorted(named.keys() - set(keys))
+    if missing or unknown or count > len(places):
+        raise PlanError(
+            f"the program takes {', '.join(info.orig_args)}, as it was captured; it was called "
+            f"with {count} arguments by position and {', '.join(named) or 'none'} by name"
+        )
 
 
 class _Masked(fx.Interpreter):

@@ -39,30 +39,30 @@ class Request:
         loaded: Loaded | None = None,
     ) -> Program:
         """The program after the passes; a saved program goes on from where it was."""
-        loaded = loaded or self.load(tell)
-        task = load_task(self.data) if self.data else None
-        if loaded.program is None:
-            program = compile(
-                loaded.model,
-                loaded.args,
-                loaded.kwargs,
-                passes=passes,
-                task=task,
-                dynamic=None if self.static else "batch",
-                pin=self.pin or (),
-                probe=self.probe,
-                verify=verify,
-                seed=self.seed,
-                on_progress=tell,
-            )
-            return _called(program, loaded.label)
-        saved = loaded.program
-        pin, probe = (*saved.pin, *(self.pin or ())), saved.probe or self.probe
-        program = replace(saved, pin=pin, probe=probe, task=task or saved.task)
+        program = self._captured(loaded or self.load(tell), tell)
+        if self.data:
+            tell(f"load {self.data}")
+            program = replace(program, task=load_task(self.data, program))
         for one in passes:
             tell(f"{one}")
             program = apply(program, one, verify=verify)
         return program
+
+    def _captured(self, loaded: Loaded, tell: Tell) -> Program:
+        if (saved := loaded.program) is not None:
+            pin, probe = (*saved.pin, *(self.pin or ())), saved.probe or self.probe
+            return replace(saved, pin=pin, probe=probe)
+        program = compile(
+            loaded.model,
+            loaded.args,
+            loaded.kwargs,
+            dynamic=None if self.static else "batch",
+            pin=self.pin or (),
+            probe=self.probe,
+            seed=self.seed,
+            on_progress=tell,
+        )
+        return _called(program, loaded.label)
 
 
 def _called(program: Program, label: str) -> Program:

@@ -39,8 +39,11 @@ def _split(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Mapping):
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         return inputs, batch.get("labels")
-    pair = isinstance(batch, tuple | list) and len(batch) == 2
-    return (batch[0], batch[1]) if pair else (batch, None)
+    if not isinstance(batch, tuple | list):
+        return batch, None
+    if len(batch) == 1:  # what a loader makes of a data set without labels
+        return batch[0], None
+    return (batch[0], batch[1]) if len(batch) == 2 else (batch, None)
 
 
 def size_of(inputs: Any) -> int:
