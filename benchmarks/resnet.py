@@ -144,7 +144,8 @@ def write(points: Points, benches: Sequence[Bench], out: Path) -> None:
         f"{CALIBRATION} training images; statistics of BatchNorm are renewed on {RECALIBRATION:,}; "
         f"fine-tuning is {EPOCHS} epoch on {TUNING:,} augmented training images (SGD, rate {RATE} "
         f"falling to 0, batch {BATCH}), and its last state counts. Random is one "
-        "draw. A dash was not measured."
+        "draw. The last line under each table takes the best of the settings of least squares at "
+        "each point, on these images, and the best of all others as well. A dash was not measured."
     )
     for bench in benches:
         draw(points, bench, out.with_name(f"{out.name}_{bench.name}.png"))

@@ -48,10 +48,12 @@ class LeastSquares(Recipe):
 
     In a convolution every tap of the kernel is an input of its own, which the other taps of the
     same unit and all taps of others stand in for; or taps share their coefficients, which costs
-    less data and time. A unit with several places on a
-    linear layer's axis (a flattened map, a head) goes as a block, and each place is made up for by
-    all places that stay. A group with several readers (a residual stream) has units that are
-    cheapest for all of them together, and each of them is refitted to its own inputs.
+    less time and data, and is all that there is where the groups of a convolution hold a copy of
+    each unit. A unit with several places on a linear layer's axis (a flattened map, a head) goes
+    as a block, and each place is made up for by all places that stay. A group with several readers
+    (a residual stream) has units that are cheapest for all of them together, and each of them is
+    refitted to its own inputs. A layer that several groups hold inputs of is refitted to what all
+    of them leave.
 
     Attributes:
         taps: Whether taps of a kernel have coefficients of their own.
@@ -61,8 +63,8 @@ class LeastSquares(Recipe):
         sequential: Refit layers one after another, each on what it gets once those before it have
             been, towards what it gave before any was; the data are gone through once a group.
         order: Score with weights ``refitted`` after each removal, or as they were ``original``.
-        inputs: Widest layer whose inputs get a Gram matrix each; in a wider one the places of a
-            unit share it.
+        inputs: Most inputs of a layer that get a Gram matrix each; where there are more, taps
+            share their coefficients, and then the places of a unit too.
         samples: How many samples at most; None for all.
     """
 
@@ -97,7 +99,14 @@ class LeastSquares(Recipe):
             who=type(self).__name__,
             samples=self.samples,
         )
-        return Fitted(program, self, own, kinds, found)
+        notes = [
+            f"{group.name}: taps of a kernel share their coefficients, because a layer has more "
+            f"than inputs={self.inputs} inputs by tap, or takes several units as one"
+            for group in groups
+            if self.taps and not _has_taps(own[group])
+            if _has_taps(readers(program, group, taps=True))
+        ]
+        return Fitted(program, self, own, kinds, found, notes=notes)
 
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
         """Why a group stays whole."""
@@ -106,8 +115,7 @@ class LeastSquares(Recipe):
     def _readers(self, program: Program, group: ChannelGroup) -> tuple[Reader, ...]:
         """With taps of their own where that is asked for and not too wide."""
         found = readers(program, group, self.taps)
-        wide = self.taps and _kind(found, self.inputs) == "units"
-        return readers(program, group) if wide else found
+        return found if _kind(found, self.inputs) != "units" else readers(program, group)
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         return self.prepare(program, (group,)).score(program, group)
@@ -229,6 +237,10 @@ class Fitted:
             cross = cross - other.unsqueeze(2) * mean.unsqueeze(1)
         lines = lined(columns, self.kinds[group])
         return System(gram, lines, options.lambda_rel, one.weight, cross), mean, other
+
+
+def _has_taps(own: Sequence[Reader]) -> bool:
+    return any(read.taps > 1 for one in own for read in one.reads)
 
 
 def _kind(own: Sequence[Reader], widest: int) -> Grams:

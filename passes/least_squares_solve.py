@@ -198,14 +198,19 @@ class _Block:
         if self.updates:
             now = self.columns[at] - left[at] @ right
             change = torch.linalg.solve_triangular(factor, now, upper=False)
-            given = self.columns @ change.T - left @ (right @ change.T)
-            cross = blocks @ given[self.rows].mT
-            self.products += blocks @ (change @ change.T) @ blocks.mT - cross - cross.mT
+            self._update_products(blocks, change)
             self.right[self.done : self.done + len(at)] = change
         self.corners -= blocks @ blocks.mT
         self.left[:, self.done : self.done + len(at)] = step
         self.done += len(at)
         self._forget(unit)
+
+    def _update_products(self, blocks: Tensor, change: Tensor) -> None:
+        """V_j V_jᵀ of every unit after V_j -= w_j c."""
+        left, right = self.left[:, : self.done], self.right[: self.done]
+        given = self.columns @ change.T - left @ (right @ change.T)
+        cross = blocks @ given[self.rows].mT
+        self.products += blocks @ (change @ change.T) @ blocks.mT - cross - cross.mT
 
     def _forget(self, unit: int) -> None:
         self.alive[unit] = False

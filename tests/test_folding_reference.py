@@ -112,7 +112,3 @@ def test_folding_loses_what_the_best_folding_loses(small: Arrays, kept: int) -> 
     less = fx.apply(found, Folding(ratio=(6.5 - kept) / 6, round_to=1))
     lost = (less(*found.args) - found(*found.args)).square().sum()
     close(lost, small["best_fold_error"][kept - 1])
-
-
-def test_pruned_to_nothing_all_is_lost(small: Arrays) -> None:
-    close(small["A"].square().sum(), small["best_prune"][0])

@@ -20,8 +20,6 @@ from fxcompress.passes import (
     Selection,
     StructuredPass,
 )
-from fxcompress.passes import least_squares_solve as solve
-from fxcompress.passes.least_squares_solve import Greedy, System
 from fxcompress.plan import Plan, Project
 from fxcompress.program import Program
 
@@ -274,38 +272,6 @@ def _keep(seen: list[Tensor], value: Tensor) -> None:
     seen.append(value.clone())
 
 
-@pytest.mark.parametrize("width", [1, 7, 256])
-def test_greedy_is_the_cheapest_refit_at_every_step(
-    width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its damage is what refitting on the rest costs, from scratch, for blocks in two maps; however
-    many downdates are put off.
-    """
-    monkeypatch.setattr(solve, "WIDTH", width)
-    generator = torch.Generator().manual_seed(5)
-    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
-    systems = []
-    for _ in range(2):
-        h = draw(1, 30, 12) @ draw(12, 12)
-        systems.append(System(h.mT @ h / 30, draw(1, 12, 5), 1e-3, "a map"))
-    order = Greedy(systems, 1, 4, True).importance()[0].argsort().tolist()  # 4 units of 3 places
-
-    def cost(gone: list[int]) -> float:
-        total = 0.0
-        stay = torch.ones(1, 4, dtype=torch.bool)
-        stay[0, gone] = False
-        for system in systems:
-            change = system.columns - system.refitted(stay.repeat_interleave(3, 1))
-            total += float((change * (system.ridged @ change)).sum()) / system.energy
-        return total
-
-    gone: list[int] = []
-    for unit in order[:3]:
-        costs = {i: cost([*gone, i]) for i in range(4) if i not in gone}
-        assert min(costs, key=costs.__getitem__) == unit
-        gone.append(unit)
-
-
 @pytest.mark.parametrize("centred", [False, True])
 def test_in_sequence_each_layer_makes_up_for_those_before_it(centred: bool) -> None:
     model, x = made("vision")
@@ -339,6 +305,18 @@ def test_wide_inputs_share_the_matrix_of_their_units() -> None:
     limits: Any = {"ratio": 0.18, "include": "second.weight:out", "round_to": 1}
     small = compiled(model, x, passes=[LeastSquaresPruning(**limits, inputs=8, lambda_rel=EXACT)])
     close(small(x), model(x))  # the duplicate is one for every position alike
+
+
+def test_taps_of_wide_kernels_share_coefficients_and_the_report_says_so() -> None:
+    model, x = made("vision")
+    limits: Any = {"ratio": 0.5, "include": "first.weight:out", "round_to": 1}
+    small = compiled(model, x, passes=[LeastSquaresPruning(**limits, inputs=71)])  # 8 x 9 taps
+    assert any("share their coefficients" in note for note in small.report.passes[-1].notes)
+    other = compiled(model, x, passes=[LeastSquaresPruning(**limits, taps=False)])
+    name = "second.weight"
+    close(small.module.get_parameter(name), other.module.get_parameter(name))
+    whole = compiled(model, x, passes=[LeastSquaresPruning(**limits, inputs=72)])
+    assert not whole.report.passes[-1].notes
 
 
 # ---- bad input

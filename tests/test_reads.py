@@ -95,7 +95,7 @@ def test_layers_that_read_places_one_by_one_share_a_read() -> None:
 
 
 def test_moments_of_taps_hold_those_of_the_places_they_meet() -> None:
-    """Without padding at stride one the middle of the kernel has moments of its own positions."""
+    """Each tap has the moments of the positions that it meets, at strides of three and one."""
     model, x, program = made("valid")
     group = program.group("first")
     (read,) = readers(program, group, taps=True)[0].reads

@@ -98,7 +98,8 @@ def moments(
         program: Run in evaluation mode on its task's data; it is not changed.
         groups: Whose moments; a group that no layer consumes (queries and keys) is refused.
         gram: Over what; or a function that tells for each group.
-        reads: What is read of each group; None for the values that its consumers take.
+        reads: What is read of each group, each for itself: nothing is pooled. None for the values
+            that its consumers take.
         who: The method that asks, for messages.
         samples: How many samples at most; None for all.
 
@@ -120,7 +121,7 @@ def moments(
             sums.setdefault(read.value, []).append(one)
     taps = {name: _tap(own) for name, own in sums.items()}
     observe(program, taps, who=who, samples=samples)
-    return {group: _pooled(own) for group, own in owned.items()}
+    return {group: _pooled(owned.pop(group), reads is None) for group in tuple(owned)}
 
 
 def _values(program: Program, group: ChannelGroup) -> Iterable[Read]:
@@ -175,7 +176,8 @@ class _Sum:
             self.second = self.second.to(second) + second
             if self.kind != "none":
                 rows = products(lined(signals, self.kind))
-                self.gram = self.gram + (rows @ rows.mT).to(torch.float64)
+                new = rows @ rows.mT
+                self.gram = self.gram.add_(new) if self.gram.dim() else new.to(torch.float64)
 
     def vectors(self) -> tuple[Tensor, Tensor, int]:
         """Sums and sums of squares along the matrix's rows, and over how many samples."""
@@ -189,14 +191,25 @@ class _Sum:
         return Features(self.first / self.count, self.second / self.count, self.count)
 
 
-def _pooled(sums: Mapping[Read, _Sum]) -> Moments:
-    each = {read: _moments([one]) for read, one in sums.items()}
+def _pooled(sums: Mapping[Read, _Sum], together: bool) -> Moments:
     own = list(sums.values())
     alike = all(one.first.shape[2] == own[0].first.shape[2] for one in own)
-    if alike or own[0].kind in ("units", "none"):
-        return replace(_moments(own), each=each)
+    together &= alike or own[0].kind in ("units", "none")
+    if together and len(own) > 1:  # before the sums become means, in place
+        return replace(_moments(own), each={read: _mean(one) for read, one in sums.items()})
+    each = {read: _mean(one) for read, one in sums.items()}
+    if together:
+        return replace(*each.values(), each=each)
     none = torch.zeros(0)
     return Moments(none, none, none, sum(one.count for one in own), None, each)
+
+
+def _mean(one: _Sum) -> Moments:
+    """The moments over the values of one node; the sum of products becomes their mean."""
+    first, second, count = one.vectors()
+    mean, square = first / count, second / count
+    variance = Features(mean, square, count).variance
+    return Moments(one.gram.div_(count), mean, variance, count, one.features)
 
 
 def _moments(sums: list[_Sum]) -> Moments:
@@ -205,5 +218,4 @@ def _moments(sums: list[_Sum]) -> Moments:
     count = sum(counts)
     mean, square = torch.stack(firsts).sum(0) / count, torch.stack(seconds).sum(0) / count
     gram = torch.stack([one.gram for one in sums]).sum(0) / count
-    variance = Features(mean, square, count).variance
-    return Moments(gram, mean, variance, count, sums[0].features if len(sums) == 1 else None)
+    return Moments(gram, mean, Features(mean, square, count).variance, count)
