@@ -63,5 +63,5 @@ def lamp(score: Tensor) -> Tensor:
         )
     ordered, order = score.flatten().sort(stable=True)
     above = ordered.flip(0).cumsum(0).flip(0)
-    share = torch.where(above > 0, ordered / above.clamp(min=torch.finfo(above.dtype).tiny), 0.0)
+    share = ordered / torch.where(above > 0, above, 1.0)
     return torch.zeros_like(share).scatter_(0, order, share).reshape(score.shape)
