@@ -143,9 +143,9 @@ def plot(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    width = 5.2 * len(panels) + 2.2
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(width, 4.4), squeeze=False)
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    width, height = 5.2 * len(panels) + 2.2, max(4.4, 0.2 * len(names) + 0.4)  # of the legend
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(width, height), squeeze=False)
     colours = pyplot.get_cmap("tab20")
     for panel, (title, curves) in zip(axes[0], panels.items(), strict=True):
         for name, points in curves.items():
