@@ -39,6 +39,11 @@ METHODS: Mapping[str, Method] = {
     "projective": passes.ProjectivePruning,
     "least squares, taps shared": partial(passes.LeastSquaresPruning, taps=False),
     "least squares": passes.LeastSquaresPruning,
+    "least squares, group norm chooses": partial(
+        passes.StructuredPass,
+        criterion=passes.CoupledNorm(),
+        reconstruction=passes.LeastSquares(),
+    ),
     "least squares, in order": partial(passes.LeastSquaresPruning, sequential=True, centred=True),
     "torch-pruning magnitude": passes.TorchPruningPass,
     "torch-pruning FPGM": _torch_pruning("FPGM"),
