@@ -143,8 +143,8 @@ def write(points: Points, benches: Sequence[Bench], out: Path) -> None:
         "total score. Widths are not rounded. Methods that look at data see "
         f"{CALIBRATION} training images; statistics of BatchNorm are renewed on {RECALIBRATION:,}; "
         f"fine-tuning is {EPOCHS} epoch on {TUNING:,} augmented training images (SGD, rate {RATE} "
-        f"falling to 0, batch {BATCH}), and its last state counts. Random is one draw. The last line "
-        f"under each table takes, point by point, the best of the settings of {OWN}, on these "
+        f"falling to 0, batch {BATCH}), and its last state counts. Random is one draw. The last "
+        f"line under each table takes, point by point, the best of the settings of {OWN}, on these "
         "images, and the best of all others as well. Every figure is one that `python "
         "benchmarks/resnet.py --models resnet20 resnet56` measures; a dash was left out for time."
     )
