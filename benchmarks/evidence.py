@@ -159,5 +159,5 @@ def plot(
     figure.legend(handles.values(), handles.keys(), loc="center left",
                   bbox_to_anchor=(1 - 2.1 / width, 0.5), fontsize=8, frameon=False)  # fmt: skip
     figure.tight_layout(rect=(0, 0, 1 - 2.2 / width, 1))
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
     pyplot.close(figure)
