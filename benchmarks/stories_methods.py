@@ -2,8 +2,9 @@
 
     python benchmarks/stories_methods.py
 
-Removed are units of the MLPs, whole heads (a key/value head with its queries), pairs of query/key
-dims, or value/output dims, the same share in every layer; nothing is trained. The attention scale
+Removed are units of the MLPs, heads (a key/value head with its queries, and of each that stays the
+same share of its two queries: none at 25 %, one at 50 %), pairs of query/key dims, or value/output
+dims, the same share in every layer; nothing is trained. The attention scale
 stays that of the dense model. Pairs of query/key dims are rotated together and are the same in all
 heads and layers of this model, because all layers share one rotation; there are four, as there are
 four key/value heads, so only quarters can go. Methods that look at data see the first stories of

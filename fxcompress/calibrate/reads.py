@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from fxcompress.axes import Axes, Factor
 from fxcompress.calibrate.signals import unit_signals
 from fxcompress.canonicalize.norms import CONVOLUTIONS
-from fxcompress.rules.schema import arguments, packet_of
+from fxcompress.rules.schema import arguments, packet_of, per_axis
 
 ENTRIES = 2**24
 """How many signals are held at once where every tap of a kernel has its own."""
@@ -105,20 +105,15 @@ def window_of(node: fx.Node) -> Window | None:
         return None
     given = arguments(node)
     kernel = tuple(given["weight"].meta["val"].shape[2:])
-    stride, dilation = (_each(given[name], len(kernel)) for name in ("stride", "dilation"))
+    stride, dilation = (per_axis(given[name], len(kernel)) for name in ("stride", "dilation"))
     reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
     padding = given["padding"]
     if padding == "same":
         before = tuple(r // 2 for r in reach)
         return Window(kernel, stride, dilation, before, _less(reach, before))
-    sides = (0,) * len(kernel) if padding == "valid" else _each(padding, len(kernel))
+    sides = (0,) * len(kernel) if padding == "valid" else per_axis(padding, len(kernel))
     return Window(kernel, stride, dilation, sides, sides)
 
 
 def _less(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a - b for a, b in zip(first, second, strict=True))
-
-
-def _each(given: Any, count: int) -> tuple[int, ...]:
-    values = tuple(given) if isinstance(given, list | tuple) else (given,)
-    return tuple(int(value) for value in (values if len(values) == count else values * count))

@@ -99,6 +99,12 @@ def dims(value: Any, rank: int) -> tuple[int, ...]:
     return tuple(dim % rank for dim in many)
 
 
+def per_axis(value: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """A number, or a list of one, for each of `count` axes: a kernel, stride or padding."""
+    given = (value,) if isinstance(value, int) else tuple(value)
+    return given * (count // len(given))
+
+
 def operands_of(node: fx.Node) -> list[Any]:
     """The tensor operands in schema order, None for a missing one; lists are spread."""
     named = arguments(node)

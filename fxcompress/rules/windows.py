@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from torch import fx
 
@@ -11,7 +10,7 @@ from fxcompress.axes import Axes, product
 from fxcompress.graph import example_shape
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
-from fxcompress.rules.schema import arguments
+from fxcompress.rules.schema import arguments, per_axis
 
 POOLS = tuple(
     f"aten::{kind}{count}d"
@@ -65,14 +64,8 @@ def _single(node: fx.Node, count: int) -> list[bool]:
     if "kernel_size" not in named or numbered:
         return [False] * count
     stride = named["stride"] or named["kernel_size"]
-    windows = (_each(value, count) for value in (named["kernel_size"], stride, named["padding"]))
+    windows = (per_axis(value, count) for value in (named["kernel_size"], stride, named["padding"]))
     return [one == (1, 1, 0) for one in zip(*windows, strict=True)]
-
-
-def _each(value: int | Sequence[int], count: int) -> list[int]:
-    """A number, or a list of one, for each of `count` axes."""
-    given = [value] if isinstance(value, int) else list(value)
-    return given * (count // len(given))
 
 
 @axis_rule("aten::grid_sampler", "aten::grid_sampler_2d", "aten::grid_sampler_3d")
