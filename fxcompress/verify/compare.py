@@ -1,0 +1,71 @@
+"""How two outputs are compared: how far apart they are, and how far they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxcompress.graph import CapturedModule, dtype_of, is_tensor
+
+TOLERANCE: Mapping[torch.dtype, float] = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-5,  # sums of a few thousand products, in another order
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,  # eight bits of mantissa, accumulated over layers
+}
+
+
+def distance(found: Any, reference: Any) -> tuple[float, bool]:
+    """The largest difference over the largest reference value, and whether `found` is finite.
+
+    Tensors are compared one by one; places where the reference is not finite are left out.
+    """
+    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(reference), strict=True)
+    worst, finite = 0.0, True
+    for a, b in pairs:
+        if not isinstance(a, Tensor):
+            continue
+        if a.shape != b.shape:
+            return float("inf"), False
+        if a.numel() == 0:
+            continue
+        a, b = a.detach().to(torch.float64), b.detach().to(torch.float64)
+        usable = torch.isfinite(b)
+        finite = finite and bool(torch.isfinite(a[usable]).all())
+        gap = (a - b)[usable].abs()
+        if gap.numel() and float(gap.max()) > 0:
+            worst = max(
+                worst,
+                float(gap.max() / b[usable].abs().max().clamp(min=torch.finfo(torch.float64).tiny)),
+            )
+    return worst, finite
+
+
+def coarsest_dtype(module: CapturedModule) -> torch.dtype:
+    """The coarsest floating type anything is computed in; a model may cast in its forward."""
+    kinds = {p.dtype for p in module.parameters()}
+    kinds.update(dtype_of(node) for node in module.graph.nodes if is_tensor(node))
+    floats = [kind for kind in kinds if kind in TOLERANCE]
+    return max(floats, key=TOLERANCE.__getitem__, default=torch.float32)
+
+
+def is_vacuous(outputs: Any) -> bool:
+    """Outputs of zeros (from inputs of zeros, say) prove nothing."""
+    return not any(isinstance(t, Tensor) and bool(t.any()) for t in pytree.tree_leaves(outputs))
+
+
+def drawn(tensor: Tensor) -> Tensor:
+    """Normal values in the place of floating ones, always the same."""
+    if not tensor.is_floating_point():
+        return tensor
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+
+def doubled(tensor: Tensor) -> Tensor:
+    """The tensor in double precision, if it is of a floating type."""
+    return tensor.double() if tensor.is_floating_point() else tensor
