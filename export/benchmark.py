@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxcompress.ambient import sealed
 from fxcompress.errors import ExportError
 from fxcompress.export.exportable import (
     Example,
@@ -43,6 +44,7 @@ Call = Callable[[], Any]
 Progress = Callable[[int, int], None]
 
 
+@sealed
 def benchmark(
     entries: Mapping[str, Entry] | Sequence[Entry],
     *,

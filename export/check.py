@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fxcompress.ambient import sealed
 from fxcompress.errors import ExportError, VerificationError
 from fxcompress.export.blame import Blame, Disagreement, errors_of, find_guilty
 from fxcompress.export.compare import OutputError, tolerance_for
@@ -91,6 +92,7 @@ class CheckResult:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
+@sealed
 def check(
     path: str | os.PathLike[str],
     program: Exportable,

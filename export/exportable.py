@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxcompress.ambient import EXCLUSIVE
 from fxcompress.errors import ExportError
 from fxcompress.export.names import input_names, named_outputs, unique_names
 from fxcompress.graph import CapturedModule
@@ -126,24 +127,25 @@ def inference_module(program: Exportable) -> Iterator[nn.Module]:
     """The program's module on the CPU and in evaluation mode; its own state comes back after.
 
     A module that lives elsewhere is copied. The mode of every submodule is restored, also when the
-    body raises.
+    body raises. One thread at a time: it may be one program whose modes two threads would set.
     """
-    module = _on_cpu(program.module)
-    parts = [(part, part.training) for part in module.modules()]
-    # Only the flags, as torch's own exported modules refuse eval(); in ours, nodes hold it too.
-    captured = [(part, mode) for part, mode in parts if isinstance(part, CapturedModule)]
-    for part, _ in parts:
-        part.training = False
-    for part, _ in captured:
-        part.eval()
-    try:
-        with torch.no_grad():
-            yield module
-    finally:
-        for part, mode in captured:
-            part.train(mode)
-        for part, mode in parts:
-            part.training = mode
+    with EXCLUSIVE:
+        module = _on_cpu(program.module)
+        parts = [(part, part.training) for part in module.modules()]
+        # Only the flags, as torch's own exported modules refuse eval(); in ours, nodes hold it too.
+        captured = [(part, mode) for part, mode in parts if isinstance(part, CapturedModule)]
+        for part, _ in parts:
+            part.training = False
+        for part, _ in captured:
+            part.eval()
+        try:
+            with torch.no_grad():
+                yield module
+        finally:
+            for part, mode in captured:
+                part.train(mode)
+            for part, mode in parts:
+                part.training = mode
 
 
 def run_module(module: nn.Module, inputs: Inputs, tensors: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from fxcompress.ambient import sealed
 from fxcompress.capture.tracing import quiet
 from fxcompress.errors import ExportError
 from fxcompress.export.exportable import (
@@ -56,6 +57,7 @@ class OnnxFile:
         }
 
 
+@sealed
 def to_onnx(
     program: Exportable, path: str | os.PathLike[str], *, opset: int = 20, optimize: bool = True
 ) -> OnnxFile:
@@ -88,7 +90,7 @@ def to_onnx(
     """
     target = target_path(path)
     inputs = inputs_of(program)
-    with inference_module(program) as module, _quiet():
+    with _quiet(), inference_module(program) as module:
         outputs = tuple(run_module(module, inputs, inputs.tensors))
         traced = _traced(module, inputs)
         converted = _converted(traced, inputs, outputs, opset, optimize)
@@ -231,13 +233,13 @@ def _written(converted: torch.onnx.ONNXProgram, target: Path) -> OnnxFile:
 def _quiet() -> Iterator[None]:
     """Keep the exporter's warnings and log lines back; its errors still come."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
             yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

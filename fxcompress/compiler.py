@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fxcompress.ambient import sealed
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, Source, capture
 from fxcompress.coupling import check_pins
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 
 
+@sealed
 def compile(
     model: Source,
     args: Sequence[Any] = (),
@@ -106,6 +108,7 @@ def compile(
     return program
 
 
+@sealed
 def apply(program: Program, one: Pass, *, verify: bool = True) -> Program:
     """Run one pass on a program and give the new program; the old one stays as it was.
 

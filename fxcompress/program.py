@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from fxcompress import io
+from fxcompress.ambient import sealed
 from fxcompress.cost import Cost, CostModel, cost_model
 from fxcompress.coupling import couple
 from fxcompress.explain import explain_groups, explain_path, matching_groups, shared_groups
@@ -73,6 +74,7 @@ class Program:
     names: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
+    @sealed
     def analysis(self) -> Analysis:
         """Axes, coupling and groups of the module, made when first asked for."""
         return Analysis(couple(self.module, self.pin, probe=self.probe), self.names)
@@ -83,6 +85,7 @@ class Program:
         return self.analysis.groups
 
     @cached_property
+    @sealed
     def cost(self) -> CostModel:
         """The cost of any plan: call it with ``{group: units kept}``, or with nothing for now."""
         return cost_model(self.analysis.coupling, self.module, self.single)
@@ -103,6 +106,7 @@ class Program:
                 return group
         raise KeyError(f"no group is called {name}; there are {[g.name for g in self.groups]}")
 
+    @sealed
     def with_values(self, values: Mapping[str, Tensor]) -> Program:
         """The same program with other values, of the same shapes, for some parameters or buffers.
 
@@ -122,12 +126,14 @@ class Program:
     def __str__(self) -> str:
         return str(self.report)
 
+    @sealed
     def explain(self, first: str, second: str | None = None) -> str:
         """Why two parameters move together, or the groups that hold one."""
         if second is None:
             return explain_groups(self.groups, first)
         return explain_path(self.module, self.analysis.coupling, self.groups, first, second)
 
+    @sealed
     def draw(
         self, path: str | Path, group: str | None = None, *, ties: tuple[str, str] | None = None
     ) -> Path:
@@ -153,6 +159,7 @@ class Program:
             return draw_overview(self.groups, self.report.model or "program", path)
         return draw_groups(self.module, self.analysis.coupling, found, path, ties or (group or "",))
 
+    @sealed
     def finalize(self) -> Program:
         """The same program with every mask and reparametrisation folded into plain parameters."""
         new = replace(self, module=finalize(self.module))
@@ -161,6 +168,7 @@ class Program:
         changes = {k: replace(getattr(self.report, k), after=v) for k, v in after.items()}
         return replace(new, report=replace(self.report, **changes))
 
+    @sealed
     def write_back(self, model: Model) -> Model:
         """A new instance of the user's class with the smaller parameters and mended attributes.
 
@@ -173,6 +181,7 @@ class Program:
         """
         return write_back(self.finalize().module, model, self.args, self.kwargs)
 
+    @sealed
     def save(self, path: str | Path) -> None:
         """Write the program, masks folded, without pickle.
 
@@ -200,6 +209,7 @@ class Program:
         io.save_module(path, final.module, manifest)
 
 
+@sealed
 def load(path: str | Path) -> Program:
     """Read a program that `Program.save` wrote. The original class is not needed.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fxcompress.ambient import sealed
 from fxcompress.budget import Limits, Sizing, names_of, scope_of
 from fxcompress.calibrate.data import samples_of
 from fxcompress.curves import Curves
@@ -107,6 +108,7 @@ class Sensitivity:
         return "\n".join([f"dense: {_words(self.dense)}", *(line.rstrip() for line in body)])
 
 
+@sealed
 def sensitivity(
     program: Program,
     method: Sizing | Criterion,

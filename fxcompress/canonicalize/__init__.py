@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fxcompress.ambient import sealed
 from fxcompress.canonicalize.constants import fold_constants
 from fxcompress.canonicalize.fused import separate_fused_axes
 from fxcompress.canonicalize.order import sink_parameters
@@ -39,6 +40,7 @@ REWRITES: tuple[Rewrite, ...] = (
 )
 
 
+@sealed
 def canonicalize(module: CapturedModule) -> CapturedModule:
     """Apply every rewrite to a copy of the graph; the tensors are shared with the module given."""
     result = clone_graph(module, compiled=False)

@@ -6,6 +6,7 @@ A model comes as `nn.Module`, `fx.GraphModule`, `ExportedProgram` or ``.pt2`` fi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from fxcompress.ambient import sealed
 from fxcompress.capture.assemble import assemble
 from fxcompress.capture.inputs import Axes, DynamicSpec, Inputs, dynamic_axes
 from fxcompress.capture.refusals import mismatch, refuse_bad_weights, refuse_uninitialized
@@ -49,6 +51,7 @@ class Captured:
     single: bool = False
 
 
+@sealed
 def capture(
     model: Source,
     args: Sequence[Any] = (),
@@ -86,7 +89,7 @@ def capture(
     if isinstance(model, nn.Module):
         _require_tensors(inputs)
         refuse_uninitialized(model)
-        program, inputs = trace(model, inputs, dynamic)
+        program, inputs = trace(_trainable(model), inputs, dynamic)
         source, baked = type(model).__name__, False
     else:
         program, source = _open(model)
@@ -100,6 +103,12 @@ def capture(
     names = dict(dynamic.items()) if isinstance(dynamic, Mapping) else {}
     single = any(given) and _shapes(given) != _shapes(inputs)
     return Captured(module, *inputs, dynamic_axes(module.graph, inputs, names), source, single)
+
+
+def _trainable(model: nn.Module) -> nn.Module:
+    """The model, or a copy of one made in inference mode, whose tensors no gradient may see."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model) if any(map(Tensor.is_inference, tensors)) else model
 
 
 def _shapes(inputs: Inputs) -> list[torch.Size]:

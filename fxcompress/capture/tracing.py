@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from fxcompress.ambient import EXCLUSIVE
 from fxcompress.capture.inputs import DynamicSpec, Inputs, axis_requests, lost_batches, widen
 from fxcompress.capture.refusals import explain_refusal
 from fxcompress.errors import CaptureError
@@ -29,11 +31,19 @@ _TALKATIVE = (
 )
 """Loggers that print the traceback of an error which is then raised as well."""
 
+_SYMBOLS = "torch.fx.experimental.symbolic_shapes"
+"""Where torch defines its errors about free sizes."""
+_SIZE_WORDS = re.compile(
+    r"\bSymInt\b|\bsymbolic (shapes?|sizes?)\b|[Cc]onstraints? violated|'s\d+'"
+)
+"""How other errors speak of a free size: by torch's own words for one, or by its symbol."""
+
 
 def trace(model: nn.Module, inputs: Inputs, dynamic: DynamicSpec) -> tuple[ExportedProgram, Inputs]:
     """Export the model and give the inputs it was exported with.
 
-    A model that fixes its batch is exported with the inputs as given and every size fixed.
+    A model that fixes its batch is exported with the inputs as given and every size fixed. Any
+    other error is the model's own and is raised as it is.
     """
     wide = widen(inputs, dynamic)
     if dynamic != "batch":
@@ -42,19 +52,48 @@ def trace(model: nn.Module, inputs: Inputs, dynamic: DynamicSpec) -> tuple[Expor
         program = _export(model, wide, dynamic)
         reason = "the model fixed the size itself" if lost_batches(program, inputs) else None
     except CaptureError as error:
-        reason = str(error)
-    if reason is None:
-        return program, wide
-    fixed = _export(model, inputs, None)
+        fixed, reason = _fixed_after(error, model, inputs, wide), str(error)
+    else:
+        if reason is None:
+            return program, wide
+        fixed = _export(model, inputs, None)
     _log.warning("%s is captured for one batch size only: %s", type(model).__name__, reason)
     return fixed, inputs
+
+
+def _fixed_after(
+    error: CaptureError, model: nn.Module, inputs: Inputs, wide: Inputs
+) -> ExportedProgram:
+    """The program for the batch as given, where the error was about the size of the batch.
+
+    Raises:
+        CaptureError: It was not: that error, or the one that the batch as given meets too.
+    """
+    fixed = _export(model, inputs, None)
+    if not (_about_sizes(error.__cause__) or _refuses(model, wide)):
+        raise error
+    return fixed
+
+
+def _about_sizes(error: BaseException | None) -> bool:
+    """Whether torch reports that a size which it keeps free would have to be one number."""
+    return type(error).__module__ == _SYMBOLS or bool(_SIZE_WORDS.search(str(error)))
+
+
+def _refuses(model: nn.Module, wide: Inputs) -> bool:
+    """Whether the model fails on the repeated example with every size fixed, too."""
+    try:
+        _export(model, wide, None)
+    except CaptureError:
+        return True
+    return False
 
 
 def _export(model: nn.Module, inputs: Inputs, dynamic: DynamicSpec) -> ExportedProgram:
     _register_caches(model)
     # torch.export leaves marks on the tensors it is given, and reads them the next time.
     args, kwargs = inputs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
-    with _evaluating(model), _whole_attention(), quiet():
+    with quiet(), _evaluating(model), _whole_attention():
         try:
             shapes = axis_requests(model, inputs, dynamic)
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -84,11 +123,19 @@ def _register_caches(model: nn.Module) -> None:
 def quiet() -> Iterator[None]:
     """Hold back what torch prints about an error that it raises too, unless TORCH_LOGS asks for it.
 
-    What was printed without an error is printed afterwards.
+    What was printed without an error is printed afterwards. One thread at a time: loggers and
+    streams belong to the whole process, and so does what torch patches while it exports.
     """
-    if "TORCH_LOGS" in os.environ:
-        yield
-        return
+    with EXCLUSIVE:
+        if "TORCH_LOGS" in os.environ:
+            yield
+        else:
+            with _held_back():
+                yield
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     printed = io.StringIO()

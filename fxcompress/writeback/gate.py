@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxcompress.ambient import EXCLUSIVE
 from fxcompress.graph import CapturedModule, clone_graph, dynamic_dims, is_tensor
 from fxcompress.verify import TOLERANCE, distance
 from fxcompress.writeback.transplant import named_tensors
@@ -112,15 +113,19 @@ class _Counter(TorchFunctionMode):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, without calling the `train` of the user's class."""
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    """Evaluation mode for a while, without calling the `train` of the user's class.
+
+    One thread at a time: a class may ask torch whether it is being exported.
+    """
+    with EXCLUSIVE:
+        modes = [(module, module.training) for module in model.modules()]
+        for module, _ in modes:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
 
 def beside(given: Inputs, model: nn.Module) -> Inputs:

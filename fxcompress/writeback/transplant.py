@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from fxcompress.ambient import EXCLUSIVE
 from fxcompress.errors import WriteBackError
 from fxcompress.graph import CapturedModule, find_tensor
 
@@ -67,7 +68,8 @@ def drop_unread(result: nn.Module, small: CapturedModule, dense: CapturedModule)
 
 def _copy(original: Model) -> Model:
     try:
-        return copy.deepcopy(original)
+        with EXCLUSIVE:  # a capture of it in another thread sets its flags for a while
+            return copy.deepcopy(original)
     except (RuntimeError, TypeError) as error:
         raise WriteBackError(
             f"{type(original).__name__} cannot be copied ({error}); remove what copy.deepcopy "
