@@ -34,7 +34,7 @@ _TALKATIVE = (
 _SYMBOLS = "torch.fx.experimental.symbolic_shapes"
 """Where torch defines its errors about free sizes."""
 _SIZE_WORDS = re.compile(
-    r"\bSymInt\b|\bsymbolic (shapes?|sizes?)\b|[Cc]onstraints? violated|'s\d+'"
+    r"\bSym(Int|Float|Bool)\b|\bsymbolic (shapes?|sizes?)\b|[Cc]onstraints? violated|'s\d+'"
 )
 """How other errors speak of a free size: by torch's own words for one, or by its symbol."""
 
