@@ -118,6 +118,7 @@ class Space:
 
     edges: list[Edge] = field(default_factory=list)
     tangles: list[tuple[Expr, str]] = field(default_factory=list)
+    links: list[tuple[Factor, Expr | None]] = field(default_factory=list)  # as they were before
     cause: str = ""
     _count: int = 0
 
@@ -147,8 +148,12 @@ class Space:
             end = end.link
         end = end if isinstance(end, Factor) else self.resolve(end)
         for each in chain:
-            each.link = end
+            self._link(each, end)
         return end
+
+    def _link(self, factor: Factor, end: Expr) -> None:
+        self.links.append((factor, factor.link))
+        factor.link = end
 
     def leaves(self, expr: Expr) -> tuple[Factor, ...]:
         """The factors that `expr` stands for now."""
@@ -167,7 +172,7 @@ class Space:
         self.tangles.extend((expr, self.cause) for expr in exprs)
 
     def _refine(self, factor: Factor, expr: Expr) -> None:
-        factor.link = expr
+        self._link(factor, expr)
         for leaf in leaves(expr):
             kind = "same" if leaf is expr else "part"
             self.edges.append(Edge(factor, leaf, self.cause, kind))

@@ -185,6 +185,7 @@ def _first_report(program: Program, source: str) -> Report:
         frozen=tuple(FrozenGroup(g.name, g.frozen, g.units) for g in program.groups if g.frozen),
         unknown=coupling.unknown,
         probed=coupling.probed,
+        failed=coupling.failed,
         dynamic=tuple(program.dynamic),
         static="the model fixes the size of an input" if fixed else None,
     )

@@ -19,6 +19,7 @@ from fxcompress.facts import Coupling, settle
 from fxcompress.graph import CapturedModule, is_tensor, parameter_of, shape_of
 from fxcompress.probe import Prober
 from fxcompress.rules import Context, rule_for
+from fxcompress.rules.attempt import attempt
 from fxcompress.rules.context import Rule
 from fxcompress.rules.create import unknown
 from fxcompress.rules.pointwise import pointwise
@@ -139,20 +140,8 @@ def _call(ctx: Context, node: fx.Node, otherwise: Rule) -> None:
         return
     if not is_tensor(node) and not isinstance(node.meta.get("val"), (tuple, list)):
         return  # a number: the size of something
-    ctx.axes[node] = _checked(ctx, node, (rule or otherwise)(ctx, node))
+    ctx.axes[node] = attempt(ctx, node, rule or otherwise)
     sources = [ctx.sources.get(operand) for operand in operands]
     if sources and all(sources):
         ctx.sources[node] = frozenset().union(*(source for source in sources if source))
     ctx.spread(node)
-
-
-def _checked(ctx: Context, node: fx.Node, out: object) -> Axes | tuple[Axes, ...]:
-    """A rule whose axes do not have the node's sizes is wrong; say so where it happens."""
-    if is_tensor(node):
-        sizes = tuple(expr.size for expr in out)  # type: ignore[attr-defined]
-        if sizes != shape_of(node):
-            raise PlanError(
-                f"the axis rule of {node.target} gave axes of sizes {sizes} for node '{node.name}' "
-                f"of shape {shape_of(node)}; mend the rule"
-            )
-    return out  # type: ignore[return-value]

@@ -43,6 +43,7 @@ class Coupling:
         labels: The parameter axis that a factor started as, as (parameter, dim).
         unknown: Ops without a rule, with the nodes that use them.
         probed: Ops without a rule of which experiments told the axes, with the nodes.
+        failed: Ops whose rule raised, with "node: error" each; what they touch is frozen.
         calls: What each node calls, by node name.
         companions: For each factor, the factors it never appears without.
     """
@@ -62,6 +63,7 @@ class Coupling:
     labels: Mapping[Factor, tuple[str, int]]
     unknown: Mapping[str, tuple[str, ...]]
     probed: Mapping[str, tuple[str, ...]]
+    failed: Mapping[str, tuple[str, ...]]
     calls: Mapping[str, str]
     companions: Mapping[Factor, frozenset[Factor]] = field(repr=False)
 
@@ -132,6 +134,7 @@ def settle(
         labels=dict(labels),
         unknown={name: tuple(nodes) for name, nodes in ctx.unknown.items()},
         probed={name: tuple(nodes) for name, nodes in ctx.probed.items()},
+        failed={name: tuple(nodes) for name, nodes in ctx.failed.items()},
         calls={node.name: _call(node) for node in ctx.axes},
         companions=_companions(axes.values(), own.values()),
     )

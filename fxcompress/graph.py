@@ -134,7 +134,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 def example_shape(value: Tensor | TensorMeta) -> tuple[int, ...]:
     """Sizes of a fake tensor at the example inputs."""
-    return tuple(_example_size(size) for size in value.shape)
+    return tuple(example_size(size) for size in value.shape)
 
 
 def dtype_of(node: fx.Node) -> torch.dtype:
@@ -256,7 +256,8 @@ UNSEEN = 97
 """Stands for a size that only the values of the inputs tell (of ``x[x > 0]``)."""
 
 
-def _example_size(size: int | torch.SymInt) -> int:
+def example_size(size: int | torch.SymInt) -> int:
+    """A size at the example inputs."""
     # int(size) would record a guard; the hint is the size at the example inputs.
     if isinstance(size, int):
         return size

@@ -34,6 +34,7 @@ def example(groups: int = 2) -> Report:
             Check("shapes", None, None, ok=True),
         ),
         unknown={"aten.cumsum.default": ("cumsum",)},
+        failed={"mylib::op": ("op: ValueError: no axis",)},
         dynamic=({0: "batch"}, {}),
     )
 

@@ -117,6 +117,7 @@ def _described(program: Program, model: str) -> dict[str, Any]:
         ],
         "unknown": {op: list(n) for op, n in program.analysis.coupling.unknown.items()},
         "probed": {op: list(n) for op, n in program.analysis.coupling.probed.items()},
+        "failed": {op: list(n) for op, n in program.analysis.coupling.failed.items()},
         "dynamic": [{str(dim): name for dim, name in axes.items()} for axes in program.dynamic],
     }
 
@@ -143,6 +144,9 @@ def _shown(program: Program, frozen: bool, every: bool) -> RenderableType:
     if coupling.probed:
         title = "Operators without a rule, probed; what passes through unit by unit is not frozen"
         parts.append(_operators(title, coupling.probed))
+    if coupling.failed:
+        title = "Axis rules that failed; what the operators touch is frozen"
+        parts.append(_operators(title, coupling.failed))
     return Group(*parts, *(Text(line, style="dim") for line in _LEGEND))
 
 

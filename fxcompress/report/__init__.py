@@ -116,6 +116,7 @@ class Report:
         checks: What was verified after each of them.
         unknown: Operators without a rule, with the nodes that use them.
         probed: Operators without a rule of which experiments told the axes, with the nodes.
+        failed: Operators whose axis rule raised an error, with "node: error" each.
         dynamic: For each tensor input, its free axes by name.
         static: Why the batch is not free, if it is not.
     """
@@ -132,6 +133,7 @@ class Report:
     checks: tuple[Check, ...] = ()
     unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     probed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    failed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dynamic: tuple[Mapping[int, str], ...] = ()
     static: str | None = None
 
@@ -209,6 +211,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "checks": tuple(Check(**check) for check in data["checks"]),
         "unknown": {name: tuple(nodes) for name, nodes in data["unknown"].items()},
         "probed": {name: tuple(nodes) for name, nodes in data.get("probed", {}).items()},
+        "failed": {name: tuple(nodes) for name, nodes in data.get("failed", {}).items()},
         "dynamic": tuple(
             {int(axis): name for axis, name in axes.items()} for axes in data["dynamic"]
         ),

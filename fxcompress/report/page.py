@@ -105,6 +105,13 @@ svg { max-width: 100%; height: auto; }
 {% endfor -%}
 </ul>
 {% endif -%}
+{% if report.failed -%}
+<h2>Axis rules that failed</h2>
+<ul>
+{% for op, errors in report.failed.items() %}<li>{{ op }} at {{ errors|join("; ") }}</li>
+{% endfor -%}
+</ul>
+{% endif -%}
 {% if report.static %}<p>The batch is fixed: {{ report.static }}</p>
 {% endif -%}
 </html>

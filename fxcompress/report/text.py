@@ -100,6 +100,10 @@ def _closing_lines(report: Report) -> Iterator[str]:
         yield "operators without a rule that were probed (experiments told their axes):"
         items = report.probed.items()
         yield from _listed((f"{op} at {', '.join(nodes[:3])}" for op, nodes in items), len(items))
+    if report.failed:
+        yield "axis rules that failed (what the operators touch may not shrink):"
+        told = [f"{op} at {error}" for op, errors in report.failed.items() for error in errors]
+        yield from _listed(told, len(told))
     axes = [f"{axis} ({name})" for free in report.dynamic for axis, name in sorted(free.items())]
     if axes:
         yield f"free input axes: {', '.join(dict.fromkeys(axes))}"

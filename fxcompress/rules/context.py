@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 from fxcompress.axes import Axes, Expr, Factor, Space
 from fxcompress.graph import CapturedModule, dynamic_dims, shape_of
 from fxcompress.rules.claims import Binding, Claim, Role, RoleClaim, Work
-from fxcompress.rules.schema import Path, dims, packet_of, signature_of
+from fxcompress.rules.schema import Path, dims, packet_of, read, signature_of
 
 Output = Axes | tuple[Axes, ...]
 Rule = Callable[["Context", fx.Node], Output]
@@ -33,6 +33,8 @@ class Context:
         sources: The parameters that a node is computed from, and from nothing else.
         loud: The factors whose units may not be zero in a node although every parameter is masked
             with zeros there.
+        failed: Operators whose rule raised, with the nodes and the errors.
+        marks: What `loud` held before each change of it.
     """
 
     module: CapturedModule
@@ -50,6 +52,8 @@ class Context:
     work: list[Work] = field(default_factory=list)
     unknown: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     probed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    failed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    marks: list[tuple[fx.Node, frozenset[Factor] | None]] = field(default_factory=list)
 
     # ---- operands
 
@@ -111,6 +115,7 @@ class Context:
 
     def mark(self, node: fx.Node, exprs: Iterable[Expr]) -> None:
         """Masked units of `exprs`, and of nothing else, may not be zero in `node`."""
+        self.marks.append((node, self.loud.get(node)))
         self.loud[node] = self.factors(exprs)
 
     def spread(self, node: fx.Node) -> None:
@@ -123,7 +128,7 @@ class Context:
         base = node
         while self.loud[node] and _aliases(base) and isinstance(base.args[0], fx.Node):
             base = base.args[0]
-            self.loud[base] = self.loud.get(base, frozenset()) | self.loud[node]
+            self.mark(base, self.loud.get(base, frozenset()) | self.loud[node])
 
     def sums(self, node: fx.Node, exprs: Iterable[Expr], operands: Iterable[Any]) -> None:
         """`node` adds up products of `operands` along `exprs`: exact where one of them is zero."""
@@ -220,11 +225,13 @@ class Context:
 
     def bind(self, node: fx.Node, path: Path, expr: Expr, sign: int = 1) -> None:
         """The integer argument at `path` of `node` follows the size of `expr`."""
-        self.bindings.append(Binding(node.name, path, expr, sign))
+        read(node, path)
+        self.bindings.append(Binding(node.name, path, self.space.resolve(expr), sign))
 
     def flops(self, node: fx.Node, exprs: Axes, coefficient: int = 2) -> None:
         """`node` costs `coefficient` floating-point operations for every index of `exprs`."""
-        self.work.append(Work(node.name, coefficient, exprs))
+        own = tuple(map(self.space.resolve, exprs))
+        self.work.append(Work(node.name, coefficient, own))
 
 
 def _aliases(node: fx.Node) -> bool:

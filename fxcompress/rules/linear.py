@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from fxcompress.axes import Axes
+from fxcompress.graph import example_size
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.pointwise import pointwise
@@ -18,7 +19,9 @@ WINDOW = {"*k": "kernel window", "*s": "spatial extent"}
 
 
 def _groups(named: Mapping[str, Any]) -> dict[str, int]:
-    return {"g": named["groups"]}
+    """How many groups there are at the example inputs; a batch of filters has one a sample."""
+    groups = named["groups"]
+    return {"g": example_size(groups.meta["val"]) if isinstance(groups, fx.Node) else groups}
 
 
 def _convolution(batch: str, weight: str, positions: str) -> NotationRule:

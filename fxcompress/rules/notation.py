@@ -128,8 +128,12 @@ class NotationRule:
         for term in self.work:
             ctx.flops(node, tuple(e for letter in term.split() for e in values.get(letter, ())))
         for argument, letter in self.bound.items():
-            if given(node, argument):
+            if not given(node, argument):
+                continue
+            if isinstance(arguments(node)[argument], int):
                 ctx.bind(node, (position(node, argument),), product(values.get(letter, ())))
+            else:
+                ctx.freeze(values.get(letter, ()), node, f"{argument} follows the inputs")
 
     def _roles(self, ctx: Context, present: Present, output: Pattern, values: Values) -> None:
         kept, added = letters(output), (*self.plus, *self.beside)
