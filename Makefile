@@ -5,6 +5,8 @@ PYTHON ?= python3
 # nothing installed later may replace it.
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
+NETS ?= 5000
+SEED ?= 0
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -15,7 +17,7 @@ CORE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-zoo test-all check format clean distclean
+.PHONY: help demo test test-zoo test-all fuzz check format clean distclean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +33,9 @@ test-zoo: $(DEV)  ## Run the larger models of the zoo, where there is one
 
 test-all: $(DEV)  ## Run every test
 	$(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+fuzz: $(DEV)  ## Check every law on NETS random nets, from seed SEED on
+	PYTHONPATH=tests $(BIN)/python -m fuzz --count $(NETS) --seed $(SEED) --workers $(WORKERS)
 
 check: $(DEV)  ## Check format, style, types, layers and spelling
 	$(BIN)/ruff format --check .

@@ -230,7 +230,11 @@ def _companions(
 
 
 def _lefts(expr: Expr, left: frozenset[Factor]) -> Iterable[tuple[Factor, frozenset[Factor]]]:
-    """Every factor of `expr` with the factors that multiply it from the left."""
+    """Every factor of `expr` with the factors that multiply it from the left.
+
+    A factor inside a concatenation multiplies nothing: the concatenation does, and an index of it
+    lies in one part only.
+    """
     if isinstance(expr, Factor):
         yield expr, left
     elif isinstance(expr, Concat):
@@ -239,4 +243,12 @@ def _lefts(expr: Expr, left: frozenset[Factor]) -> Iterable[tuple[Factor, frozen
     elif isinstance(expr, Product):
         for part in expr.parts:
             yield from _lefts(part, left)
-            left = left | frozenset(leaves(part))
+            left = left | frozenset(_multiplying(part))
+
+
+def _multiplying(expr: Expr) -> Iterable[Factor]:
+    if isinstance(expr, Factor):
+        yield expr
+    elif isinstance(expr, Product):
+        for part in expr.parts:
+            yield from _multiplying(part)

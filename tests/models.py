@@ -89,6 +89,7 @@ MODELS: dict[str, Callable[[], Example]] = {
     "transposed_conv": _entry(conv.TransposedConv, *IMAGE[:2], 8, 12),
     "pixel_shuffle": _entry(conv.PixelShuffleNet, *IMAGE),
     "channel_shuffle": _entry(conv.ChannelShuffle, *IMAGE),
+    "twice_over": _entry(conv.TwiceOver, *IMAGE),
     "points": _entry(conv.PointCloud, *IMAGE[:2], 9),
 }
 
