@@ -5,6 +5,8 @@ Every message says three things: what was wrong, where (node, parameter, shape),
 
 from __future__ import annotations
 
+import os
+
 
 class FxCompressError(Exception):
     """Base of every error this package raises on purpose."""
@@ -36,3 +38,20 @@ class LoadError(FxCompressError):
 
 class ExportError(FxCompressError):
     """An ONNX or TensorRT export, check or benchmark could not be made."""
+
+
+class WriteError(FxCompressError):
+    """A file cannot be written. What was there before is as it was.
+
+    Attributes:
+        path: What was to be written.
+        reason: Why it cannot.
+        advice: What to do.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, advice: str) -> None:
+        super().__init__(path, reason, advice)
+        self.path, self.reason, self.advice = path, reason, advice
+
+    def __str__(self) -> str:
+        return f"cannot write {os.fspath(self.path)}: {self.reason}; {self.advice}"

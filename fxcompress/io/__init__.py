@@ -1,8 +1,9 @@
 """Write a captured module to a file without pickle, and read it back without the original class.
 
 A path that ends in ``.fxc`` or ``.safetensors`` is one safetensors file with the manifest in its
-header; any other is a directory of ``model.safetensors`` (the state dict), ``extras.safetensors``
-(everything else) and ``fxcompress.json``.
+header; any other is a directory of ``fxcompress.json`` and the two files it names, whose names end
+in a digest of their content: ``model-….safetensors`` (the state dict) and ``extras-….safetensors``
+(everything else).
 """
 
 from __future__ import annotations

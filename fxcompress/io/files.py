@@ -1,14 +1,14 @@
 """The files: one safetensors file, or a directory of two with the manifest beside them.
 
-Everything is written under another name beside its place and then renamed.
+The two are named by their content and the manifest names them, so that saving to a directory that
+holds another program is one step: the manifest is replaced.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fxcompress.errors import FxCompressError, LoadError
+from fxcompress.drafts import is_draft
+from fxcompress.errors import LoadError
+from fxcompress.files import named_by_content, written, written_folder
 
 FORMAT = "fxcompress"
 VERSION = 1
 SINGLE_FILE = (".fxc", ".safetensors")
 
 _MANIFEST = "fxcompress.json"
-_WEIGHTS = "model.safetensors"
-_EXTRAS = "extras.safetensors"
+_PART = re.compile(r"(model|extras)-[0-9a-f]{16}\.safetensors")
+_OLD_PARTS = {"model": "model.safetensors", "extras": "extras.safetensors"}
 
 Tensors = Mapping[str, Tensor]
 
@@ -35,14 +37,36 @@ def write(path: Path, manifest: Mapping[str, Any], weights: Tensors, extras: Ten
     """Write a manifest and its tensors to `path`, a file or a directory by its suffix.
 
     Raises:
-        FxCompressError: Something that is not ours is in the way.
+        WriteError: Something that is not ours is in the way, or the disk refuses.
     """
     manifest = {"format": FORMAT, "version": VERSION, **manifest}
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in SINGLE_FILE:
-        _write_file(path, manifest, weights, extras)
-    else:
-        _write_directory(path, manifest, weights, extras)
+        with written(path) as draft:
+            _save({**weights, **extras}, draft, {FORMAT: json.dumps(manifest)})
+        return
+    former = set(_parts(path).values())
+    with written_folder(
+        path, _MANIFEST, lambda name: name in former or bool(_PART.fullmatch(name)), _is_ours
+    ) as draft:
+        parts = {
+            kind: _written_part(draft.with_name(f"{kind}.safetensors"), tensors)
+            for kind, tensors in (("model", weights), ("extras", extras))
+        }
+        text = json.dumps({**manifest, "files": parts}, indent=1)
+        draft.write_text(text, encoding="utf-8")
+
+
+def _written_part(part: Path, tensors: Tensors) -> str:
+    _save(tensors, part, {"format": "pt"})
+    return named_by_content(part, f"{part.stem}-{{}}.safetensors").name
+
+
+def _save(tensors: Tensors, path: Path, header: dict[str, str]) -> None:
+    """Write a safetensors file; its library has an error of its own for a full disk."""
+    try:
+        save_file(dict(tensors), path, header)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -61,58 +85,55 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return _read_manifest(path, text), tensors
     if not (path / _MANIFEST).is_file():
         raise LoadError(f"{path} is not a saved program: it has no {_MANIFEST}")
-    manifest = _read_manifest(path / _MANIFEST, (path / _MANIFEST).read_bytes())
-    return manifest, {**_read_tensors(path / _WEIGHTS)[1], **_read_tensors(path / _EXTRAS)[1]}
+    return _read_directory(path)
 
 
-def _write_file(path: Path, manifest: Mapping[str, Any], weights: Tensors, extras: Tensors) -> None:
-    if path.is_dir():
-        raise FxCompressError(f"{path} is a directory; choose another name for the file")
-    beside = _name_beside(path)
+def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the manifest names; once more where another program was saved there meanwhile."""
+    text = (path / _MANIFEST).read_bytes()
     try:
-        save_file({**weights, **extras}, beside, {FORMAT: json.dumps(manifest)})
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        manifest = _read_manifest(path / _MANIFEST, text)
+        parts = [_read_tensors(path / name)[1] for name in _named_parts(path, manifest).values()]
+    except LoadError:
+        if (path / _MANIFEST).read_bytes() != text:
+            return _read_directory(path)
+        raise
+    return manifest, {name: value for tensors in parts for name, value in tensors.items()}
 
 
-def _write_directory(
-    path: Path, manifest: Mapping[str, Any], weights: Tensors, extras: Tensors
-) -> None:
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not _is_ours(path)):
-        raise FxCompressError(
-            f"{path} exists and is not a saved program; choose another directory, "
-            f"or a file name that ends in {' or '.join(SINGLE_FILE)}"
+def _named_parts(path: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The files of a directory, by kind. Directories of old name none."""
+    parts = manifest.get("files", _OLD_PARTS)
+    known = isinstance(parts, dict) and parts.keys() == _OLD_PARTS.keys()
+    if not known or (parts != _OLD_PARTS and not all(map(_is_part, parts.values()))):
+        raise LoadError(
+            f"the manifest in {path / _MANIFEST} names files that no save writes; "
+            "save the program again"
         )
-    beside, old = _name_beside(path), _name_beside(path)
+    return dict(parts)
+
+
+def _is_part(name: object) -> bool:
+    return isinstance(name, str) and _PART.fullmatch(name) is not None
+
+
+def _parts(path: Path) -> dict[str, str]:
+    """The files that a directory at `path` names now, if one of ours is there."""
+    if not (path / _MANIFEST).is_file():
+        return {}
     try:
-        beside.mkdir()
-        save_file(dict(weights), beside / _WEIGHTS, {"format": "pt"})
-        save_file(dict(extras), beside / _EXTRAS, {"format": "pt"})
-        (beside / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        # A directory cannot replace a full one in one step; the old one is put back if the second
-        # step fails.
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(beside, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+        ours = isinstance(manifest, dict) and manifest.get("format") == FORMAT
+        return _named_parts(path, manifest) if ours else {}
+    except (LoadError, ValueError):
+        return {}
 
 
 def _is_ours(path: Path) -> bool:
-    return {child.name for child in path.iterdir()} <= {_MANIFEST, _WEIGHTS, _EXTRAS}
-
-
-def _name_beside(path: Path) -> Path:
-    """A free name in the same directory, so that renaming crosses no file system."""
-    name = tempfile.mktemp(prefix=f".{path.name}.", dir=path.parent)
-    return Path(name)
+    """Whether a directory is a saved program, or what a save left that was broken off."""
+    names = set(os.listdir(path))
+    own = {_MANIFEST, *_OLD_PARTS.values()} if _MANIFEST in names else set()
+    return bool(_parts(path)) or all(_is_part(n) or is_draft(n) for n in names - own)
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
