@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,27 @@ from fxcompress.export.exportable import (
     inputs_of,
     run_module,
 )
-from fxcompress.export.files import target_path, written_beside
 from fxcompress.export.names import named_outputs
 from fxcompress.export.reason import essential_reason
 from fxcompress.export.samples import resized
+from fxcompress.export.stamp import is_data_of, locations_of, metadata_of, read_metadata, stamp
+from fxcompress.files import file_target, written
 
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What an ONNX file holds, as read back from the file."""
+    """What an ONNX file holds, as read back from the file.
+
+    Attributes:
+        path: The file.
+        opset: Its operator set.
+        bytes: Its size, with weights that lie beside it.
+        inputs: Their names.
+        outputs: Their names.
+        dynamic: The named dimensions of inputs and outputs.
+        metadata: How it was made: ``fxcompress.version``, ``.recipe``, ``.parent`` (a digest of the
+            dense weights) and the sizes before and after; empty if it was not made here.
+    """
 
     path: Path
     opset: int
@@ -41,6 +53,7 @@ class OnnxFile:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dynamic: Mapping[str, Mapping[int, str]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -54,6 +67,7 @@ class OnnxFile:
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
             "dynamic": {name: dict(dims) for name, dims in self.dynamic.items()},
+            "metadata": dict(self.metadata),
         }
 
 
@@ -65,11 +79,12 @@ def to_onnx(
 
     Inputs carry the names of the model's own arguments, outputs the keys of what it returns, and
     weights their own names. The file appears only once it is whole and `onnx.checker` accepts it;
-    weights above what one protobuf holds go into ``<path>.data`` beside it.
+    weights above what one protobuf holds go into ``<path>.<digest>.data`` beside it. It holds how
+    it was made (see `OnnxFile`), and no path or stack trace.
 
     Args:
         program: A compiled program, or an `Example`. It is not changed.
-        path: Where to write. An existing file is replaced.
+        path: Where to write. An existing file is replaced; missing folders are made.
         opset: The operator set asked for; one that torch cannot deliver is refused.
         optimize: Fold constants and batch norms with onnxscript's optimiser.
 
@@ -77,7 +92,8 @@ def to_onnx(
         What the file holds: its operator set, size, names and dynamic dimensions.
 
     Raises:
-        ExportError: torch cannot export the program, or the file cannot be written.
+        ExportError: torch cannot export the program.
+        WriteError: The file cannot be written; what was there is as it was.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -88,13 +104,15 @@ def to_onnx(
         >>> file.opset, file.inputs, file.outputs, file.dynamic
         (20, ('input',), ('output',), {'input': {0: 'batch'}, 'output': {0: 'batch'}})
     """
-    target = target_path(path)
+    target = file_target(path)
     inputs = inputs_of(program)
     with _quiet(), inference_module(program) as module:
         outputs = tuple(run_module(module, inputs, inputs.tensors))
         traced = _traced(module, inputs)
         converted = _converted(traced, inputs, outputs, opset, optimize)
-    return _written(converted, target)
+    _write(converted, target, metadata_of(program))
+    # Weights lie beside the file itself, which is where runtimes that get a link do not look.
+    return describe(target if Path(path).is_symlink() else path)
 
 
 def describe(path: str | os.PathLike[str]) -> OnnxFile:
@@ -113,13 +131,10 @@ def describe(path: str | os.PathLike[str]) -> OnnxFile:
         )
     except Exception as error:  # protobuf's own errors share no base with OSError
         raise ExportError(f"{file} is not an ONNX model: {essential_reason(error)}") from error
-    external = {
-        entry.value
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    sizes = [part.stat().st_size for part in (file, *map(file.parent.joinpath, sorted(external)))]
+    sizes = [
+        part.stat().st_size
+        for part in (file, *map(file.parent.joinpath, sorted(locations_of(model))))
+    ]
     weights = {tensor.name for tensor in model.graph.initializer}
     feeds = [value for value in model.graph.input if value.name not in weights]
     dims = {value.name: _named_dims(value) for value in (*feeds, *model.graph.output)}
@@ -130,6 +145,7 @@ def describe(path: str | os.PathLike[str]) -> OnnxFile:
         inputs=tuple(value.name for value in feeds),
         outputs=tuple(value.name for value in model.graph.output),
         dynamic={name: named for name, named in dims.items() if named},
+        metadata=read_metadata(model),
     )
 
 
@@ -219,14 +235,15 @@ def _converted(
     return converted
 
 
-def _written(converted: torch.onnx.ONNXProgram, target: Path) -> OnnxFile:
-    with written_beside(target) as draft:
+def _write(converted: torch.onnx.ONNXProgram, target: Path, metadata: Mapping[str, str]) -> None:
+    parts = is_data_of(target)
+    with written(target, lambda name: parts.fullmatch(name) is not None) as draft:
         converted.save(draft)
+        stamp(draft, metadata)
         try:
             onnx.checker.check_model(draft)
         except onnx.checker.ValidationError as error:
             raise ExportError(f"onnx.checker refuses the exported file: {error}") from error
-    return describe(target)
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fxcompress.errors import ExportError
-from fxcompress.export.files import target_path, written_beside
 from fxcompress.export.onnx import describe
 from fxcompress.export.tensorrt_library import TensorRt, load_library, parsed
+from fxcompress.files import file_target, write_bytes
 
 Shape = tuple[int, ...]
 Profile = tuple[Shape, Shape, Shape]
@@ -95,8 +95,9 @@ def build_engine(
 
     Raises:
         ExportError: The parser or the builder refuses; their errors are in the message.
+        WriteError: The file cannot be written; what was there is as it was.
     """
-    target, file = target_path(engine_path), describe(path)
+    target, file = file_target(engine_path), describe(path)
     session = parsed(file, load_library(library))
     profiles = _profiles(session.network, shapes or {})
     config = _config(session, profiles, sparse, compute_capability)
@@ -104,8 +105,7 @@ def build_engine(
     plan = session.builder.build_serialized_network(session.network, config)
     if plan is None:
         raise ExportError(f"{session.title} cannot build {file.path}: {session.errors()}")
-    with written_beside(target) as draft:
-        draft.write_bytes(plan)
+    write_bytes(target, plan)
     return EngineFile(
         path=target,
         library=session.trt.__name__,

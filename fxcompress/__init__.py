@@ -17,14 +17,14 @@ from fxcompress.errors import (
     PlanError,
     VerificationError,
     WriteBackError,
+    WriteError,
 )
 from fxcompress.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.program import Program, load
 from fxcompress.rules import axis_rule
 from fxcompress.scan import Sensitivity, sensitivity
 from fxcompress.task import Task
-
-__version__ = "0.1.0"
+from fxcompress.version import __version__
 
 
 def explain(program: Program, first: str, second: str | None = None) -> str:
@@ -59,6 +59,8 @@ __all__ = [
     "Task",
     "VerificationError",
     "WriteBackError",
+    "WriteError",
+    "__version__",
     "apply",
     "axis_rule",
     "compile",

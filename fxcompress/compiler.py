@@ -138,6 +138,7 @@ def apply(program: Program, one: Pass, *, verify: bool = True) -> Program:
         mixed=program.mixed | done.mixed,
         names=names_after(coupling, program.groups, plan.widths),
         history=(*program.history, repr(one)),
+        parent=program.origin,
     )
     run = PassRun(repr(one), seconds, (*plan.notes, *lost))
     return replace(new, report=_next_report(program, new, plan, run, checks))

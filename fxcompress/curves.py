@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fxcompress.figures import write_figure
+
 Line = tuple[tuple[float, ...], tuple[float, ...]]
 _LEGEND = 12
 
@@ -48,7 +50,4 @@ class Curves:
         axes.set_ylabel(self.y)
         if 0 < len(self.lines) <= _LEGEND:
             axes.legend(frameon=False, fontsize=8)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-        return path
+        return write_figure(figure, path)

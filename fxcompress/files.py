@@ -64,7 +64,7 @@ def folder_target(path: AnyPath, is_ours: Callable[[Path], bool]) -> Path:
         raise WriteError(path, "it exists and is no folder", "choose another name")
     with _told(path):
         if mode is not None and not _is_empty(target) and not is_ours(target):
-            reason = "the folder holds something else and is not a saved program"
+            reason = "the folder is not empty and is not a saved program"
             raise WriteError(path, reason, "choose another folder")
     return target
 
@@ -105,14 +105,38 @@ def written_folder(
         with written(target / main, is_part) as draft:
             yield draft
         return
+    with new_folder(path) as new:
+        yield new / main
+
+
+@contextmanager
+def new_folder(path: AnyPath) -> Iterator[Path]:
+    """Give the draft of a folder, which appears whole at `path`; see `written`.
+
+    Raises:
+        WriteError: Something other than an empty folder is there, or the disk refuses.
+    """
+    target = new_folder_target(path)
     with _told(path), _made(target.parent), draft_folder(target.parent) as folder:
         new = folder / target.name
         new.mkdir()
-        yield new / main
-        _settle(sorted(new.iterdir()), _usual_mode(folder))
-        _flush_folder(new)
+        yield new
+        _settle([one for one in new.rglob("*") if one.is_file()], _usual_mode(folder))
+        for one in (new, *(inner for inner in new.rglob("*") if inner.is_dir())):
+            _flush_folder(one)
+        if target.exists():
+            target.rmdir()  # empty; not every system renames over it
         new.rename(target)
         _flush_folder(target.parent)
+
+
+def new_folder_target(path: AnyPath) -> Path:
+    """Where a folder that must be new goes.
+
+    Raises:
+        WriteError: Something other than an empty folder is there, or nothing can be there.
+    """
+    return folder_target(path, lambda _: False)
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:

@@ -22,7 +22,7 @@ from fxcompress.plan import Pattern, Plan
 from fxcompress.report import Report
 from fxcompress.sparsity import Masks, Zeros
 from fxcompress.task import Task
-from fxcompress.tensors import names_of, replace_tensor
+from fxcompress.tensors import names_of, replace_tensor, state_digest
 from fxcompress.writeback import write_back
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -49,6 +49,7 @@ class Program:
         pin: Globs of parameter or node names whose sizes must not change.
         probe: Whether ops without an axis rule are probed; see `fxcompress.probe`.
         history: The ``repr`` of every pass, in order: the recipe.
+        parent: The digest of the dense weights that the first pass saw; empty before any pass.
         report: Sizes, groups and proofs, before and after.
         kept: For parameters and buffers of which units were only selected: on each axis the
             original indices that stayed, or None where the axis is as it was.
@@ -67,6 +68,7 @@ class Program:
     pin: tuple[str, ...] = ()
     probe: bool = False
     history: tuple[str, ...] = ()
+    parent: str = ""
     report: Report = field(default_factory=Report)
     kept: Mapping[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
@@ -94,6 +96,11 @@ class Program:
     def sparsity(self) -> dict[str, float]:
         """The share of zeros that are for good, of every parameter that has any."""
         return {name: zeros.share for name, zeros in self.masks.items()}
+
+    @property
+    def origin(self) -> str:
+        """The digest of the dense weights: `parent`, or that of its own before any pass."""
+        return self.parent or state_digest(self.module)
 
     def group(self, name: str) -> ChannelGroup:
         """The group of this name.
@@ -197,6 +204,7 @@ class Program:
             "pin": list(self.pin),
             "probe": self.probe,
             "history": list(self.history),
+            "parent": self.parent,
             "report": final.report.to_dict(),
             "mixed": sorted(self.mixed),
             "names": dict(self.names),
@@ -229,6 +237,7 @@ def load(path: str | Path) -> Program:
         pin=tuple(manifest["pin"]),
         probe=manifest.get("probe", False),
         history=tuple(manifest["history"]),
+        parent=manifest.get("parent", ""),
         report=Report.from_dict(manifest["report"]),
         mixed=frozenset(manifest["mixed"]),
         names=manifest.get("names", {}),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from fxcompress.graph import find_tensor, set_tensor
@@ -21,6 +23,23 @@ def names_of(module: nn.Module) -> Names:
     for name, tensor in tensors:
         found.setdefault(id(tensor), set()).add(name)
     return {name: frozenset(found[id(tensor)]) for name, tensor in tensors}
+
+
+def state_digest(module: nn.Module) -> str:
+    """``sha256:`` and the SHA-256 of names, dtypes, shapes and values of ``module.state_dict()``.
+
+    A module and its captured graph have the same. It is empty on the meta device, where there are
+    no values.
+    """
+    state = module.state_dict()
+    if any(tensor.is_meta for tensor in state.values()):
+        return ""
+    found = hashlib.sha256()
+    for name, tensor in state.items():
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        found.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return f"sha256:{found.hexdigest()}"
 
 
 def replace_tensor(module: nn.Module, names: Names, name: str, value: Tensor) -> None:

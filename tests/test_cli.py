@@ -220,7 +220,7 @@ def test_bench_times_files_programs_and_models(net: str, tmp_path: Path) -> None
         (["explain", "{net}", "stem.wait"], "PlanError", "stem.weight"),
         (["check", "none.onnx", "{net}"], "ExportError", "none.onnx"),
         (["bench", "none.onnx"], "ExportError", "none.onnx"),
-        (["compile", "{net}", "-o", "/proc/no/where.fxc"], "FileNotFoundError", "/proc/no"),
+        (["compile", "{net}", "-o", "/proc/no/where.fxc"], "WriteError", "/proc/no"),
     ],
 )
 def test_an_error_is_one_message_and_exit_code_1(

@@ -41,7 +41,8 @@ def content(path: Path) -> dict[str, bytes]:
 
 def part(path: Path, kind: str) -> Path:
     """The file of a saved directory that holds the weights, or the extras."""
-    return path / json.loads((path / "fxcompress.json").read_text())["files"][kind]
+    names: dict[str, str] = json.loads((path / "fxcompress.json").read_text())["files"]
+    return path / names[kind]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -19,6 +19,8 @@ from fxcompress.cli.planning import planned
 from fxcompress.cli.recipes import Sizes, default_passes, make_passes
 from fxcompress.errors import WriteBackError
 from fxcompress.export import check, to_onnx
+from fxcompress.files import file_target, new_folder, new_folder_target, written
+from fxcompress.io import program_target
 from fxcompress.loaders import Loaded
 from fxcompress.program import Program
 
@@ -79,8 +81,8 @@ def compile(
     write_back: Annotated[
         Path | None,
         typer.Option(
-            help="Put the result into the model's own class and write its state dict, or for "
-            "Hugging Face models a directory."
+            help="Put the result into the model's own class and write its state dict to a file "
+            "that ends in .safetensors, or a Hugging Face model to a new directory."
         ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page.")] = None,
@@ -113,9 +115,10 @@ def compile(
 
     def work(tell: Tell) -> Answer:
         wanted = make_passes(passes or default_passes(sizes, data), sizes)
+        _check_places(made_at := output or _default_output(model), html, onnx, write_back)
         loaded = request.load(tell)
         program = request.program(tell, wanted, loaded=loaded)
-        made = _Made(program, output or _default_output(model))
+        made = _Made(program, made_at)
         tell(f"save {made.output}")
         program.save(made.output)
         if html:
@@ -130,6 +133,18 @@ def compile(
         return made.answer()
 
     answer(work, as_json=json)
+
+
+def _check_places(output: Path, html: Path | None, onnx: Path | None, back: Path | None) -> None:
+    """Before any work: can everything that is asked for be written?"""
+    program_target(output)
+    for file in (html, onnx):
+        if file is not None:
+            file_target(file)
+    if back is not None and back.suffix == ".safetensors":
+        file_target(back)
+    elif back is not None:
+        new_folder_target(back)
 
 
 class _Made:
@@ -176,10 +191,11 @@ def _write_back(program: Program, loaded: Loaded, target: Path) -> None:
         )
     smaller = program.write_back(loaded.model)
     if target.suffix == ".safetensors":
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_model(smaller, str(target))
+        with written(target) as draft:
+            save_model(smaller, str(draft))
     elif callable(save := getattr(smaller, "save_pretrained", None)):
-        save(target)
+        with new_folder(target) as draft:
+            save(draft)
     else:
         raise WriteBackError(
             f"{target}: give a file that ends in .safetensors; only Hugging Face models write "

@@ -17,6 +17,7 @@ from fxcompress.cli import options
 from fxcompress.cli.answers import Answer, Tell, answer
 from fxcompress.cli.models import Request
 from fxcompress.cli.views import cost_of, count, shapes, table
+from fxcompress.figures import picture_target
 from fxcompress.flow import layer_of
 from fxcompress.groups import ChannelGroup
 from fxcompress.program import Program
@@ -61,6 +62,8 @@ def inspect(
     def work(tell: Tell) -> Answer:
         if group is not None and svg is None:
             raise typer.BadParameter("--group says what to draw; give --svg FILE too")
+        if svg is not None:
+            picture_target(svg)
         program = request.program(tell)
         drawn = {} if svg is None else {"drawing": str(program.draw(svg, group))}
         return Answer({**_described(program, model), **drawn}, _shown(program, frozen, every))
@@ -87,6 +90,8 @@ def explain(
     request = Request(model, inputs, weights, seed, static, pin, probe)
 
     def work(tell: Tell) -> Answer:
+        if svg is not None:
+            picture_target(svg)
         program = request.program(tell)
         text = program.explain(first, second)
         data = {"model": model, "first": first, "second": second, "explanation": text}

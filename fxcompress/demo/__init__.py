@@ -23,6 +23,7 @@ from fxcompress.demo.network import ResidualNet
 from fxcompress.demo.result import DemoResult, Row
 from fxcompress.export import BenchmarkResult, CheckResult, OnnxFile, benchmark, check, to_onnx
 from fxcompress.export.runtime import feed_for, open_session, run_session
+from fxcompress.files import file_target, write_text
 from fxcompress.passes import MagnitudePruning
 from fxcompress.program import Program
 from fxcompress.task import Task
@@ -70,8 +71,11 @@ def run(out: str | Path, settings: Settings = Settings(), tell: Tell | None = No
 
     Raises:
         VerificationError: A file does not compute in onnxruntime what torch does.
+        WriteError: A file cannot be written.
     """
     said, folder = tell or _silent, Path(out)
+    for place in _places(folder).values():
+        file_target(place)  # before minutes of work
     clock, start = _Clock(), time.perf_counter()
     with _one_thread():
         data = digits(settings.seed)
@@ -137,7 +141,6 @@ def _compiled(
 def _exported(
     programs: Mapping[str, Program], folder: Path, settings: Settings
 ) -> tuple[dict[str, OnnxFile], dict[str, CheckResult]]:
-    folder.mkdir(parents=True, exist_ok=True)
     files = {name: to_onnx(one, folder / f"{name}.onnx") for name, one in programs.items()}
     checks = {name: check(files[name], one, seed=settings.seed) for name, one in programs.items()}
     return files, checks
@@ -184,7 +187,7 @@ def _write(result: DemoResult, small: Program, folder: Path) -> None:
     small.save(folder / "compressed.fxc")
     small.report.to_html(folder / "report.html")
     text = json.dumps(result.to_dict(), indent=2)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "results.json", text + "\n")
 
 
 class _Clock:

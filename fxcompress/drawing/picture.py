@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib as mpl
 import networkx as nx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +14,7 @@ from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.path import Path as Curve
 
 from fxcompress.drawing.layout import FONT, Drawing, Point, text_width
-from fxcompress.errors import PlanError
+from fxcompress.figures import write_figure
 
 COLORS = {
     "produce": "#bcd7f0",
@@ -54,6 +53,7 @@ def write_picture(panels: Sequence[Panel], path: Path) -> Path:
 
     Raises:
         PlanError: Nothing here writes that format.
+        WriteError: The file cannot be written; what was there is as it was.
     """
     vertices = [data for panel in panels for _, data in panel.drawing.graph.nodes(data=True)]
     kinds = {str(data["kind"]) for data in vertices}
@@ -62,9 +62,6 @@ def write_picture(panels: Sequence[Panel], path: Path) -> Path:
     width = max(NARROWEST, text_width(["    ".join(legend.values())]) + 0.4 * len(legend), *widths)
     height = sum(_height(panel) for panel in panels) + 2 * LINE
     figure = Figure(figsize=(width + 2 * MARGIN, height + 2 * MARGIN))
-    formats = figure.canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in formats:
-        raise PlanError(f"cannot draw to {path}; give a file that ends in .svg, .png or .pdf")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-MARGIN, width + MARGIN), ylim=(height + MARGIN, -MARGIN))
     axes.set_axis_off()
@@ -73,11 +70,7 @@ def write_picture(panels: Sequence[Panel], path: Path) -> Path:
         _draw_panel(axes, panel, top, width)
         top += _height(panel)
     _draw_legend(axes, legend)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "fxcompress"}):  # the same picture, the same bytes
-        dated = {"Date": None} if path.suffix == ".svg" else {}
-        figure.savefig(path, metadata=dated, dpi=150)
-    return path
+    return write_figure(figure, path, dpi=150)
 
 
 def _height(panel: Panel) -> float:

@@ -17,12 +17,12 @@ from torch import Tensor, fx, nn
 
 from fxcompress.errors import LoadError
 from fxcompress.graph import CapturedModule, set_tensor
-from fxcompress.io.files import read, storable, write
+from fxcompress.io.files import program_target, read, storable, write
 from fxcompress.io.graphs import dump_graph, load_graph
 from fxcompress.io.modules import Saveable, dump_modules, make_module, saveable
 from fxcompress.io.values import Decoder, Encoder, Json
 
-__all__ = ["Saveable", "load_module", "save_module", "saveable"]
+__all__ = ["Saveable", "load_module", "program_target", "save_module", "saveable"]
 
 _EXTRA = "extra:"
 

@@ -20,7 +20,13 @@ from torch import Tensor
 
 from fxcompress.drafts import is_draft
 from fxcompress.errors import LoadError
-from fxcompress.files import named_by_content, written, written_folder
+from fxcompress.files import (
+    file_target,
+    folder_target,
+    named_by_content,
+    written,
+    written_folder,
+)
 
 FORMAT = "fxcompress"
 VERSION = 1
@@ -54,6 +60,15 @@ def write(path: Path, manifest: Mapping[str, Any], weights: Tensors, extras: Ten
         }
         text = json.dumps({**manifest, "files": parts}, indent=1)
         draft.write_text(text, encoding="utf-8")
+
+
+def program_target(path: Path) -> Path:
+    """Where a program that is saved to `path` goes.
+
+    Raises:
+        WriteError: Something that is not ours is in the way, or nothing can be there.
+    """
+    return file_target(path) if path.suffix in SINGLE_FILE else folder_target(path, _is_ours)
 
 
 def _written_part(part: Path, tensors: Tensors) -> str:

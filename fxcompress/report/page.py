@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
 
+from fxcompress.files import write_text
 from fxcompress.report.text import describe_check, describe_zeros, quantities
 
 if TYPE_CHECKING:
@@ -119,14 +118,12 @@ svg { max-width: 100%; height: auto; }
 
 
 def write_page(report: Report, path: Path) -> Path:
-    """Write the page beside `path` and then rename it, so that no half page is left behind."""
-    page = render_page(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False
-    ) as file:
-        file.write(page)
-    os.replace(file.name, path)
+    """Write the page.
+
+    Raises:
+        WriteError: The file cannot be written; what was there is as it was.
+    """
+    write_text(path, render_page(report))
     return path
 
 
