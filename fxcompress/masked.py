@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule
 from fxcompress.projection import Choices, size_of, stays
 
+Addition = Callable[[fx.Node, Mapping[fx.Node, Any]], Tensor]
+"""What is added to a node's value, from the node and the values of its operands."""
+
 
 def masked_forward(
     old: CapturedModule,
@@ -25,13 +28,24 @@ def masked_forward(
     choices: Choices,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    values: Mapping[str, Tensor] | None = None,
+    added: Mapping[str, Sequence[Addition]] | None = None,
 ) -> Any:
     """The outputs of `old` with all units zero that `choices` do not keep.
 
-    `new` is the rewritten module: where an operation mixes along a changed factor, its arguments
-    there (a normalised shape, say) are used on the kept units.
+    Args:
+        old: The dense module.
+        new: The rewritten module: where an operation mixes along a changed factor, its arguments
+            there (a normalised shape, say) are used on the kept units.
+        coupling: The analysis of `old`.
+        choices: The kept indices of the factors that change.
+        args: Inputs.
+        kwargs: Inputs by keyword.
+        values: What parameters and buffers are read as, instead of what they hold.
+        added: By the name of a node, what is added to its value.
     """
     runner = _Masked(old, new, coupling, choices)
+    runner.values, runner.added = values or {}, added or {}
     flat = flat_inputs(old, copies(args), copies(dict(kwargs)))
     return old.graph.process_outputs(runner.run(*flat, enable_io_processing=False))
 
@@ -84,6 +98,12 @@ class _Masked(fx.Interpreter):
         self.choices = choices
         self.twins = {node.name: node for node in new.graph.nodes} if new is not None else {}
         self.masks: dict[Axes, Tensor | None] = {}
+        self.values: Mapping[str, Tensor] = {}
+        self.added: Mapping[str, Sequence[Addition]] = {}
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = self.values.get(target)
+        return super().get_attr(target, args, kwargs) if value is None else value
 
     def run_node(self, n: fx.Node) -> Any:
         if any(
@@ -93,6 +113,8 @@ class _Masked(fx.Interpreter):
         ):
             return self._over_kept(n)
         value = super().run_node(n)
+        for addition in self.added.get(n.name, ()):
+            value = value + addition(n, self.env)
         if n.op in ("placeholder", "output"):
             return value
         if isinstance(value, (tuple, list)) and n.name in self.coupling.outputs:

@@ -188,8 +188,16 @@ def _transformed(tensor: Tensor, left: Axes, expr: Expr, choices: Choices) -> Te
         return _transform_cells(tensor, left, choice)
     if choice.selects:
         return tensor.index_select(place, choice.value.to(tensor.device))
-    rows = choice.value.to(tensor) @ tensor.movedim(place, 0).flatten(1 if tensor.dim() > 1 else 0)
+    flat = _precise(tensor).movedim(place, 0).flatten(1 if tensor.dim() > 1 else 0)
+    rows = (choice.value.to(flat) @ flat).to(tensor.dtype)
     return rows.reshape(-1, *tensor.shape[:place], *tensor.shape[place + 1 :]).movedim(0, place)
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In double precision, where the device has it: a half-precision E would be a coarse one."""
+    if tensor.device.type == "mps":
+        return tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float64))
 
 
 def _transform_cells(tensor: Tensor, left: Axes, choice: Choice) -> Tensor:
@@ -201,7 +209,8 @@ def _transform_cells(tensor: Tensor, left: Axes, choice: Choice) -> Tensor:
         index = choice.value[number].to(tensor.device).unsqueeze(2)
         rows = flat.gather(1, index.expand(-1, -1, flat.shape[2]))
     else:
-        rows = torch.bmm(choice.value.to(tensor)[number.to(tensor.device)], flat)
+        flat = _precise(flat)
+        rows = torch.bmm(choice.value.to(flat)[number.to(flat.device)], flat).to(tensor.dtype)
     return rows.reshape(*lead, rows.shape[1], *tensor.shape[len(left) + 1 :])
 
 

@@ -85,11 +85,13 @@ class Check:
     """One comparison of outputs.
 
     Attributes:
-        kind: What was compared: ``bit-identical``, ``zero-masked`` or ``runs``; see `verify`.
+        kind: The proof: ``bit-identical``, ``zero-masked``, ``scattered``, ``offset``,
+            ``reparametrized`` or ``replaced``; see `verify`.
         max_relative_error: Largest difference over largest value; None if not measured.
         tolerance: The largest error that passes; None if not measured.
         ok: Whether the check passed.
         where: After which pass.
+        compared: What was compared with what, in words.
     """
 
     kind: str
@@ -97,6 +99,7 @@ class Check:
     tolerance: float | None
     ok: bool
     where: str = ""
+    compared: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """Proof of a pass: the new program against a reference computed from the old one.
 
-For selections the reference is the *zero-masked* dense model: after every operation the units that
-leave are set to zero. An operation that mixes along a factor (a norm, a mean) is computed over the
-kept units instead, as its definition asks. Both come from the old graph and the axes of the
-analysis, so a wrong mapping in any layer shows.
+The reference is the dense graph with the plan carried out on it in another way than the rewriter
+does: units that leave are zero after every operation, matrices scatter the new units over the
+places of the old ones (`scatter`), new values are read in place of the old (`values`), constants
+are added to what a layer gives (`constants`). An operation that mixes along a factor (a norm, a
+mean) is computed over the kept units instead, as its definition asks. All come from the old graph
+and the axes of the analysis, so a wrong mapping in any layer shows.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,10 +22,9 @@ from torch.utils import _pytree as pytree
 from fxcompress.coupling import Coupling
 from fxcompress.errors import VerificationError
 from fxcompress.graph import CapturedModule, clone_graph
-from fxcompress.masked import copies, masked_forward
-from fxcompress.plan import Plan, Project
+from fxcompress.masked import copies
+from fxcompress.plan import Plan
 from fxcompress.report import Check
-from fxcompress.rewrite import rewrite
 from fxcompress.verify.compare import (
     TOLERANCE,
     coarsest_dtype,
@@ -31,6 +33,8 @@ from fxcompress.verify.compare import (
     drawn,
     is_vacuous,
 )
+from fxcompress.verify.reference import Reference, compared_by, kind_of, reference_of
+from fxcompress.verify.values import check_values
 
 __all__ = ["TOLERANCE", "distance", "verify"]
 
@@ -45,66 +49,67 @@ def verify(
 ) -> Check:
     """Compare `new`, which `plan` made of `old`, with its reference on the given inputs.
 
-    The kind of the check is ``bit-identical`` (nothing was edited), ``zero-masked`` (units were
-    only selected; values replaced in the same plan are replaced in the reference too) or ``runs``
-    (values changed on purpose: the figure is the distance to the old program, and only has to be
-    finite). Both run in evaluation mode, whatever mode they are in.
+    The kind of the check names the proof: ``bit-identical`` (nothing was edited), ``zero-masked``
+    (units were only selected), ``scattered`` (units were mixed by matrices), ``offset`` (constants
+    were added), ``reparametrized`` or ``replaced`` (parameters read as other values). Other edits
+    of the same plan are in the reference too; `Check.compared` tells all of them. Both run in
+    evaluation mode, whatever mode they are in. Parameters and buffers that no matrix mixed are
+    compared bit by bit.
 
     Raises:
         VerificationError: They differ by more than the tolerance, an output is not finite where
-            the reference is, or the new program does not run.
+            the reference is, a tensor does not hold what the plan says, or the new program does
+            not run.
     """
-    kind = _kind(plan)
-    pair = _evaluating(_replaced(old, coupling, plan, kind)), _evaluating(new)
-    result = _compare(*pair, coupling, plan, args, kwargs, kind)
-    if not result.ok and kind == "zero-masked" and coarsest_dtype(old) == torch.float32:
+    kind = kind_of(plan)
+    check_values(old, new, coupling, plan, kind)
+    reference = reference_of(_evaluating(old), coupling, plan)
+    small = _evaluating(new)
+    tolerance = 0.0 if kind == "bit-identical" else TOLERANCE[coarsest_dtype(old)]
+    result = _compare(reference, small, args, kwargs, kind, tolerance)
+    if not result.ok and tolerance and coarsest_dtype(old) == torch.float32:
         # Single precision may be at its end in a deep net; double precision tells rounding from a
         # wrong mapping.
-        pair = copy.deepcopy(pair[0]).double(), copy.deepcopy(pair[1]).double()
+        reference = reference.double(copy.deepcopy(reference.old).double())
         args, kwargs = pytree.tree_map_only(Tensor, doubled, (args, dict(kwargs)))
-        result = _compare(*pair, coupling, plan, args, kwargs, kind)
+        tolerance = _tolerance_in_double(kind)
+        small = copy.deepcopy(small).double()
+        result = _compare(reference, small, args, kwargs, kind, tolerance)
     if not result.ok:
         raise VerificationError(
             f"{kind}: the outputs differ by {result.max_relative_error:.3g} (relative), "
             f"allowed {result.tolerance}; "
             "this is a fault in an axis rule or in the pass, and the program was left as it was"
         )
-    return result
+    return replace(result, compared=compared_by(plan))
 
 
-def _replaced(old: CapturedModule, coupling: Coupling, plan: Plan, kind: str) -> CapturedModule:
-    """The old module with the values of the plan, so that only the selections are left to mask."""
-    values = tuple(edit for edit in plan.edits if not isinstance(edit, Project))
-    if kind != "zero-masked" or not values:
-        return old
-    return rewrite(old, coupling, Plan(values)).module
+def _tolerance_in_double(kind: str) -> float:
+    """Selected units have the very weights of the dense model. What a plan mixes or adds has been
+    rounded to single precision on the way into the program.
+    """
+    exact = kind in ("zero-masked", "replaced", "reparametrized")
+    return TOLERANCE[torch.float64 if exact else torch.float32]
 
 
 def _evaluating(module: CapturedModule) -> CapturedModule:
-    return clone_graph(module).eval() if module.training else module
-
-
-def _kind(plan: Plan) -> str:
-    projects = [edit for edit in plan.edits if isinstance(edit, Project)]
-    if not plan.edits:
-        return "bit-identical"
-    return "zero-masked" if projects and all(edit.selects for edit in projects) else "runs"
+    training = any(part.training for part in module.modules())
+    return clone_graph(module).eval() if training else module
 
 
 def _compare(
-    old: CapturedModule,
+    reference: Reference,
     new: CapturedModule,
-    coupling: Coupling,
-    plan: Plan,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     kind: str,
+    tolerance: float,
 ) -> Check:
     with torch.no_grad():
-        reference = _reference(old, new, coupling, plan, kind, args, kwargs)
-        if is_vacuous(reference):
+        wanted = reference(new, args, kwargs)
+        if is_vacuous(wanted):
             args, kwargs = pytree.tree_map_only(Tensor, drawn, (args, dict(kwargs)))
-            reference = _reference(old, new, coupling, plan, kind, args, kwargs)
+            wanted = reference(new, args, kwargs)
         try:
             found = new(*copies(args), **copies(dict(kwargs)))
         except RuntimeError as error:
@@ -112,24 +117,5 @@ def _compare(
                 f"the new program does not run: {error}; this is a fault in an axis rule or in the "
                 "pass, and the program was left as it was"
             ) from error
-    error_size, finite = distance(found, reference)
-    tolerance = {"bit-identical": 0.0, "zero-masked": TOLERANCE.get(coarsest_dtype(old), 1e-5)}.get(
-        kind
-    )
-    ok = finite and (tolerance is None or error_size <= tolerance)
-    return Check(kind, error_size, tolerance, ok)
-
-
-def _reference(
-    old: CapturedModule,
-    new: CapturedModule,
-    coupling: Coupling,
-    plan: Plan,
-    kind: str,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> Any:
-    if kind != "zero-masked":
-        return old(*copies(args), **copies(dict(kwargs)))
-    choices = {edit.group.factor: edit.encoder for edit in plan.edits if isinstance(edit, Project)}
-    return masked_forward(old, new, coupling, choices, args, kwargs)
+    error_size, finite = distance(found, wanted)
+    return Check(kind, error_size, tolerance, finite and error_size <= tolerance)

@@ -1,0 +1,139 @@
+"""Constants that a plan adds, said on the dense graph: as a sum after the layer, not in a bias or a
+norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.axes import Axes, Factor, leaves
+from fxcompress.coupling import Coupling
+from fxcompress.graph import CapturedModule, find_tensor
+from fxcompress.masked import Addition
+from fxcompress.places import along, coordinates
+from fxcompress.plan import Edit, Offset, Project
+from fxcompress.projection import transform
+from fxcompress.verify.scatter import Scatter
+
+
+def additions(
+    old: CapturedModule,
+    coupling: Coupling,
+    edits: Sequence[Edit],
+    scatter: Scatter,
+    value_of: Callable[[str], Tensor],
+) -> dict[str, list[Addition]]:
+    """The constants of a plan, by the names of the nodes whose values take them."""
+    found: dict[str, list[Addition]] = {}
+    for edit in edits:
+        if isinstance(edit, Offset):
+            pairs = _offset(old, coupling, edit, scatter)
+        elif isinstance(edit, Project) and edit.shift is not None:
+            pairs = _shift(old, coupling, edit, scatter, value_of)
+        else:
+            continue
+        for name, addition in pairs:
+            found.setdefault(name, []).append(addition)
+    return found
+
+
+def _offset(
+    old: CapturedModule, coupling: Coupling, edit: Offset, scatter: Scatter
+) -> Iterator[tuple[str, Addition]]:
+    weight = find_tensor(old, edit.weight)
+    assert weight is not None
+    dim = (
+        1 - weight.dim()
+    )  # of the outputs: the last one of a linear map, channels of a convolution
+    for call in _calls(old, edit.weight):
+        expr = coupling.axes[call.name][dim]
+        own = {f: scatter.encoders[f] for f in leaves(expr) if f in scatter.encoders}
+        value = transform(edit.value.detach(), (expr,), [own])
+        shaped = value.reshape(-1, *(1,) * (-1 - dim))
+        yield call.name, _constant(shaped)
+
+
+def _constant(value: Tensor) -> Addition:
+    return lambda node, env: value
+
+
+def _calls(old: CapturedModule, weight: str) -> list[fx.Node]:
+    sources = [n for n in old.graph.find_nodes(op="get_attr") if n.target == weight]
+    return [user for source in sources for user in source.users]
+
+
+def _shift(
+    old: CapturedModule,
+    coupling: Coupling,
+    edit: Project,
+    scatter: Scatter,
+    value_of: Callable[[str], Tensor],
+) -> Iterator[tuple[str, Addition]]:
+    """What the nodes that sum over the units make of the constant alone.
+
+    Such a node is linear in the units, so it is run on the constant and on zeros, both as wide as
+    the dense model, and the difference is what the constant adds; also at the border of an image.
+    """
+    factor, shift = edit.group.factor, edit.shift
+    assert shift is not None
+    for node in old.graph.nodes:
+        carrier = next((o for o in node.all_input_nodes if _carries(coupling, o, factor)), None)
+        if carrier is None or node.op == "output" or _holds(coupling, node, factor):
+            continue
+        weights = {
+            operand: scatter.produced(coupling, str(operand.target), value, factor)
+            for operand in node.all_input_nodes
+            if operand.op == "get_attr" and (value := value_of(str(operand.target))).dim() > 0
+        }
+        yield node.name, _Response(carrier, coupling.axes[carrier.name], factor, shift, weights)
+
+
+class _Response:
+    """What a node gives for a constant on the units, less what it gives for zeros."""
+
+    def __init__(
+        self,
+        carrier: fx.Node,
+        axes: Axes,
+        factor: Factor,
+        shift: Tensor,
+        weights: Mapping[fx.Node, Tensor],
+    ) -> None:
+        self.carrier, self.weights = carrier, weights
+        self.constant = sum(
+            (
+                along(torch.where(index < 0, 0, shift.cpu()[index]), dim, len(axes))
+                for dim, expr in enumerate(axes)
+                if (index := coordinates(expr).get(factor)) is not None
+            ),
+            torch.zeros(()),
+        )
+
+    def __call__(self, node: fx.Node, env: Mapping[fx.Node, Any]) -> Tensor:
+        zeros = torch.zeros_like(env[self.carrier])
+        return self._run(node, env, zeros + self.constant.to(zeros)) - self._run(node, env, zeros)
+
+    def _run(self, node: fx.Node, env: Mapping[fx.Node, Any], carried: Tensor) -> Tensor:
+        def fetch(operand: fx.Node) -> Any:
+            if operand is self.carrier:
+                return carried
+            value = env[operand]
+            return self.weights[operand].to(value) if operand in self.weights else value
+
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), fetch)
+        value: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+        return value
+
+
+def _carries(coupling: Coupling, node: fx.Node, factor: Factor) -> bool:
+    return node.op != "get_attr" and _holds(coupling, node, factor)
+
+
+def _holds(coupling: Coupling, node: fx.Node, factor: Factor) -> bool:
+    several = coupling.outputs.get(node.name, ())
+    tensors = (coupling.axes.get(node.name, ()), *several)
+    return any(factor in leaves(expr) for axes in tensors for expr in axes)
