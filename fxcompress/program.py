@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fxcompress import io
 from fxcompress.ambient import sealed
 from fxcompress.cost import Cost, CostModel, cost_model
 from fxcompress.coupling import couple
+from fxcompress.errors import LoadError
 from fxcompress.explain import explain_groups, explain_path, matching_groups, shared_groups
 from fxcompress.finalize import finalize
-from fxcompress.graph import CapturedModule, clone_graph
+from fxcompress.graph import CapturedModule, clone_graph, find_tensor
 from fxcompress.groups import Analysis, ChannelGroup
 from fxcompress.plan import Pattern, Plan
 from fxcompress.report import Report
@@ -196,7 +198,7 @@ class Program:
         """
         final = self.finalize()
         manifest = {
-            "args": self.args,
+            "args": tuple(self.args),
             "kwargs": dict(self.kwargs),
             "dynamic": [{str(dim): name for dim, name in axes.items()} for axes in self.dynamic],
             "single": self.single,
@@ -209,44 +211,90 @@ class Program:
             "mixed": sorted(self.mixed),
             "names": dict(self.names),
             "masks": {
-                name: [zeros.mask, zeros.pattern and list(astuple(zeros.pattern))]
+                name: (zeros.mask, zeros.pattern and astuple(zeros.pattern))
                 for name, zeros in self.masks.items()
             },
-            "kept": {name: list(axes) for name, axes in self.kept.items()},
+            "kept": {name: tuple(axes) for name, axes in self.kept.items()},
         }
         io.save_module(path, final.module, manifest)
 
 
 @sealed
-def load(path: str | Path) -> Program:
+def load(path: str | Path, *, allow: Collection[str] = ()) -> Program:
     """Read a program that `Program.save` wrote. The original class is not needed.
 
+    Nothing that the file says is run or imported, whoever wrote it. Running the program runs
+    operators that only compute; operators of other packages have to be allowed.
+
+    Args:
+        path: What was saved to.
+        allow: Namespaces of operators (``["torchvision"]``), or names, that the program may call
+            beside those that only compute. Their packages have to be imported before.
+
     Raises:
-        LoadError: The path holds no program, or a damaged one.
+        LoadError: The path holds no program, a damaged one, one of another version, or one that
+            does what a program may not.
     """
-    module, manifest = io.load_module(path)
-    return Program(
+    module, manifest = io.load_module(path, allow)
+    try:
+        return _program(module, manifest)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise LoadError(
+            f"the manifest in {path} is damaged ({type(error).__name__}: {str(error)[:300]}); "
+            "save the program again"
+        ) from error
+
+
+def _program(module: CapturedModule, manifest: Mapping[str, Any]) -> Program:
+    from fxcompress.io.saved import SavedProgram  # pydantic is slow to import
+
+    saved = SavedProgram.model_validate(dict(manifest))
+    program = Program(
         module=module,
-        args=tuple(manifest["args"]),
-        kwargs=manifest["kwargs"],
-        dynamic=tuple(
-            {int(dim): name for dim, name in axes.items()} for axes in manifest["dynamic"]
-        ),
-        single=manifest["single"],
-        seed=manifest["seed"],
-        pin=tuple(manifest["pin"]),
-        probe=manifest.get("probe", False),
-        history=tuple(manifest["history"]),
-        parent=manifest.get("parent", ""),
-        report=Report.from_dict(manifest["report"]),
-        mixed=frozenset(manifest["mixed"]),
-        names=manifest.get("names", {}),
+        args=saved.args,
+        kwargs=saved.kwargs,
+        dynamic=tuple({int(dim): name for dim, name in axes.items()} for axes in saved.dynamic),
+        single=saved.single,
+        seed=saved.seed,
+        pin=tuple(saved.pin),
+        probe=saved.probe,
+        history=tuple(saved.history),
+        parent=saved.parent,
+        report=Report.from_dict(saved.report),
+        mixed=frozenset(saved.mixed),
+        names=saved.names,
         masks={
             name: Zeros(mask, pattern and Pattern(*pattern))
-            for name, (mask, pattern) in manifest.get("masks", {}).items()
+            for name, (mask, pattern) in saved.masks.items()
         },
-        kept={name: tuple(axes) for name, axes in manifest["kept"].items()},
+        kept=saved.kept,
     )
+    _check_tables(program)
+    return program
+
+
+def _check_tables(program: Program) -> None:
+    """What is said of parameters fits them.
+
+    Raises:
+        LoadError: A mask or an index belongs to another parameter.
+    """
+    for name, zeros in program.masks.items():
+        value = find_tensor(program.module, name)
+        good = value is not None and zeros.mask.dtype == torch.bool
+        good = good and value is not None and zeros.mask.shape == value.shape
+        if not good or (zeros.pattern and not zeros.pattern.holds(zeros.mask)):
+            raise LoadError(f"the mask of {name!r} is not one of it; the manifest is damaged")
+    for name, axes in program.kept.items():
+        value = find_tensor(program.module, name)
+        shape = () if value is None else value.shape
+        sizes = zip(axes, shape, strict=False)
+        if len(axes) != len(shape) or not all(_are_indices(index, size) for index, size in sizes):
+            raise LoadError(f"what was kept of {name!r} is not of it; the manifest is damaged")
+
+
+def _are_indices(index: Tensor | None, size: int) -> bool:
+    return index is None or (index.dtype == torch.int64 and tuple(index.shape) == (size,))
 
 
 class Pass(Protocol):

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from crafted import manifest_of, write_manifest
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import capture
 from fxcompress.errors import FxCompressError, LoadError, WriteError
@@ -186,9 +187,8 @@ def test_dataclasses_come_back(tmp_path: Path) -> None:
 
 def test_without_its_class_a_dataclass_is_a_dict(tmp_path: Path) -> None:
     module, args = answering(tmp_path / "a")
-    path = tmp_path / "a" / "fxcompress.json"
-    renamed = path.read_text().replace("tests.Answer", "nowhere.Answer")
-    path.write_text(renamed.replace(json.dumps(Answer.__module__), '"nowhere"'))
+    renamed = json.dumps(manifest_of(tmp_path / "a")).replace("tests.Answer", "nowhere.Answer")
+    write_manifest(tmp_path / "a", json.loads(renamed))
     loaded, manifest = load_module(tmp_path / "a")
     assert set(loaded(*args)) == {"score", "extra"}
     assert torch.equal(loaded(*args)["extra"], module(*args).extra)
@@ -319,22 +319,20 @@ def test_what_is_not_there_or_not_ours_is_refused(tmp_path: Path) -> None:
 def test_damage_is_refused(tmp_path: Path) -> None:
     path = _saved(tmp_path)
     manifest = path / "fxcompress.json"
-    good = manifest.read_text()
+    good, data = manifest.read_text(), json.dumps(manifest_of(path))
     manifest.write_text(good[: len(good) // 2])
     with pytest.raises(LoadError, match="damaged"):
         load_module(path)
-    manifest.write_text(good.replace('"graph"', '"grph"'))
-    with pytest.raises(LoadError, match=r"damaged .*graph"):
-        load_module(path)
-    manifest.write_text(good.replace("aten.gelu.default", "aten.gelo.default"))
-    with pytest.raises(LoadError, match=r"aten\.gelo\.default.*not registered"):
-        load_module(path)
-    manifest.write_text(good.replace("aten.gelu.default", "builtins.eval"))
-    with pytest.raises(LoadError, match=r"builtins\.eval"):
-        load_module(path)
-    manifest.write_text(good.replace('"version": 1', '"version": 99'))
-    with pytest.raises(LoadError, match=r"version 99.*upgrade"):
-        load_module(path)
+    for old, new, message in (
+        ('"graph"', '"grph"', r"damaged .*graph"),
+        ("aten.gelu.default", "aten.gelo.default", r"aten\.gelo\.default.*not registered"),
+        ("aten.gelu.default", "builtins.eval", r"builtins\.eval"),
+        ('"version": 2', '"version": 99', r"version 99.*upgrade"),
+        ('"version": 2', '"version": 1', r"version 1 .*no digests"),
+    ):
+        write_manifest(path, json.loads(data.replace(old, new)))
+        with pytest.raises(LoadError, match=message):
+            load_module(path)
     part(path, "extras").unlink()
     manifest.write_text(good)
     with pytest.raises(LoadError, match=r"extras-.*\.safetensors"):
@@ -343,16 +341,25 @@ def test_damage_is_refused(tmp_path: Path) -> None:
 
 def test_a_manifest_that_does_not_fit_its_tensors_is_refused(tmp_path: Path) -> None:
     path = _saved(tmp_path)
-    stored = part(path, "model")
-    weights = load_file(stored)
-    save_file({**weights, "second.bias": torch.ones(9).double()}, stored)
+    weights = load_file(part(path, "model"))
+
+    def put(**tensors: Tensor) -> None:
+        save_file({**weights, **tensors}, part(path, "model"), {"format": "pt"})
+
+    put(**{"second.bias": torch.ones(9).double()})
     with pytest.raises(LoadError, match=r"'second.bias' is \[11\].*\[9\]"):
         load_module(path)
-    save_file({**weights, "second.bias": weights["second.bias"].float()}, stored)
+    put(**{"second.bias": weights["second.bias"].float()})
     with pytest.raises(LoadError, match=r"second.bias.*float64.*float32"):
         load_module(path)
+    put(more=torch.ones(1))
+    with pytest.raises(LoadError, match=r"tensor 'more', which the manifest does not mention"):
+        load_module(path)
+    put(**{"second.bias": weights["second.bias"] + 1})
+    with pytest.raises(LoadError, match=r"'second.bias' is damaged.*digest"):
+        load_module(path)
     del weights["second.bias"]
-    save_file(weights, stored)
+    put()
     with pytest.raises(LoadError, match=r"'second.bias', which is not in the file"):
         load_module(path)
 

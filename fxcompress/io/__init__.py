@@ -8,23 +8,26 @@ in a digest of their content: ``model-….safetensors`` (the state dict) and ``e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import LoadError
 from fxcompress.graph import CapturedModule, set_tensor
-from fxcompress.io.files import program_target, read, storable, write
-from fxcompress.io.graphs import dump_graph, load_graph
+from fxcompress.io.files import program_target, storable, write
+from fxcompress.io.graphs import check_graph, dump_graph, load_graph
 from fxcompress.io.modules import Saveable, dump_modules, make_module, saveable
+from fxcompress.io.reading import EXTRA, read
+from fxcompress.io.seal import digest_of
 from fxcompress.io.values import Decoder, Encoder, Json
 
-__all__ = ["Saveable", "load_module", "program_target", "save_module", "saveable"]
+if TYPE_CHECKING:
+    from fxcompress.io.schema import Manifest, Owned, Tied
 
-_EXTRA = "extra:"
+__all__ = ["Saveable", "load_module", "program_target", "save_module", "saveable"]
 
 
 def save_module(path: str | Path, module: CapturedModule, manifest: Mapping[str, Any]) -> None:
@@ -45,76 +48,114 @@ def save_module(path: str | Path, module: CapturedModule, manifest: Mapping[str,
     entries = list(_entries(module))
     home = next((entry.tensor.device for entry in entries), torch.device("cpu"))
     encoder = Encoder(home)
+    graph = dump_graph(module, encoder)
+    modules = dump_modules(module, encoder)
+    user = encoder.encode(dict(manifest), "the manifest")
+    own = {entry.name: storable(entry.tensor) for entry in entries if entry.alias_of is None}
+    extras = {name: storable(tensor) for name, tensor in encoder.tensors.items()}
     data = {
         "torch": torch.__version__,
-        "graph": dump_graph(module, encoder),
-        "modules": encoder.encode(dump_modules(module), "the modules of the graph"),
+        "graph": graph,
+        "modules": modules,
         "training": module.training,
-        "tensors": [entry.describe() for entry in entries],
-        "user": encoder.encode(dict(manifest), "the manifest"),
+        "tensors": [entry.describe(own) for entry in entries],
+        "extras": {name: _describe(encoder.tensors[name], extras[name]) for name in extras},
+        "user": user,
     }
-    own = {entry.name: entry.tensor for entry in entries if entry.alias_of is None}
     persistent = {entry.name for entry in entries if entry.persistent}
-    extras = {name: tensor for name, tensor in own.items() if name not in persistent}
-    extras |= {_EXTRA + name: tensor for name, tensor in encoder.tensors.items()}
-    data["extras"] = {name: _describe(tensor) for name, tensor in encoder.tensors.items()}
-    write(
-        Path(path),
-        data,
-        {name: storable(tensor) for name, tensor in own.items() if name in persistent},
-        {name: storable(tensor) for name, tensor in extras.items()},
-    )
+    weights = {name: tensor for name, tensor in own.items() if name in persistent}
+    others = {name: tensor for name, tensor in own.items() if name not in persistent}
+    others |= {EXTRA + name: tensor for name, tensor in extras.items()}
+    write(Path(path), data, weights, others)
 
 
-def load_module(path: str | Path) -> tuple[CapturedModule, dict[str, Any]]:
+def load_module(
+    path: str | Path, allow: Collection[str] = ()
+) -> tuple[CapturedModule, dict[str, Any]]:
     """Read what `save_module` wrote: the module, on the CPU, and the manifest.
 
+    Nothing that the file says is run or imported: the whole manifest is checked before the first
+    node is made.
+
+    Args:
+        path: What was saved to.
+        allow: Namespaces (``"myops"``) or names of operators that the graph may call beside those
+            that only compute.
+
     Raises:
-        LoadError: The path holds no program, a damaged one or one of a later version; or the
-        manifest does not fit the tensors: the message names the tensor and both shapes.
+        LoadError: The path holds no program, a damaged one, one of another version, or one that
+        does what a program may not; the message says what and where.
     """
-    data, stored = read(Path(path))
+    path = Path(path)
+    manifest, tensors = read(path)
     try:
-        return _assemble(data, stored)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return _assemble(manifest, tensors, allow)
+    except (LoadError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged manifest makes torch, pydantic or Python say
         raise LoadError(
-            f"the manifest in {path} is damaged ({type(error).__name__}: {error}); "
+            f"the manifest in {path} is damaged ({type(error).__name__}: {str(error)[:300]}); "
             "save the program again"
         ) from error
 
 
-def _assemble(data: Json, stored: Mapping[str, Tensor]) -> tuple[CapturedModule, dict[str, Any]]:
+def _assemble(
+    manifest: Manifest, tensors: Mapping[str, Tensor], allow: Collection[str]
+) -> tuple[CapturedModule, dict[str, Any]]:
+    from fxcompress.io.replay import check_values
+
     home = torch.device("cpu")
-    extras = {
-        name: _restored(_EXTRA + name, entry, stored) for name, entry in data["extras"].items()
-    }
+    own = {entry.name: tensors[_owner(entry)] for entry in manifest.tensors}
+    calls = check_graph(manifest, allow)
+    check_values(calls, own)
+    extras = {name: tensors[EXTRA + name] for name in manifest.extras}
     decoder = Decoder(extras, home=home)
     module = CapturedModule(nn.Module(), fx.Graph())
-    for name, (kind, config) in decoder.decode(data["modules"]).items():
-        _add_submodule(module, name, make_module(kind, config))
-    _register(module, data["tensors"], stored)
-    module.graph = load_graph(data["graph"], extras, home)
+    for entry in manifest.modules:
+        _add_submodule(module, entry.name, make_module(entry.kind, decoder.decode(entry.config)))
+    _register(module, manifest, own)
+    module.graph = load_graph(manifest.graph, calls, home)
     module.graph.lint()
     module.recompile()
     # The nodes carry their own flags; this is the modules' only.
     for child in module.modules():
-        child.training = bool(data["training"])
-    return module, decoder.decode(data["user"])
+        child.training = manifest.training
+    return module, decoder.decode(manifest.user)
 
 
-def _register(module: nn.Module, entries: list[Json], stored: Mapping[str, Tensor]) -> None:
-    """Register every tensor; tied names get one and the same."""
+def _owner(entry: Owned | Tied) -> str:
+    return str(getattr(entry, "alias_of", entry.name))
+
+
+def _register(module: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+    """Register every tensor; tied names get one and the same.
+
+    Raises:
+        LoadError: A small module lacks a tensor, or has another one than its class makes.
+    """
     made: dict[str, Tensor] = {}
-    for entry in entries:
-        name = entry["name"]
-        if entry["alias_of"] is not None:
-            made[name] = made[entry["alias_of"]]
-        else:
-            tensor = _restored(name, entry, stored)
-            if entry["parameter"]:
-                tensor = nn.Parameter(tensor, requires_grad=entry["requires_grad"])
-            made[name] = tensor
-        set_tensor(module, name, made[name], persistent=entry["persistent"])
+    wanted = dict(_tables(module))
+    for entry in manifest.tensors:
+        first = _owner(entry)
+        if first not in made:
+            made[first] = _parameter(tensors[first], entry)
+        like = wanted.pop(entry.name, None)
+        if like is not None and (like.shape, like.dtype) != (made[first].shape, made[first].dtype):
+            raise LoadError(f"'{entry.name}' does not fit its module; the manifest is damaged")
+        set_tensor(module, entry.name, made[first], persistent=entry.persistent)
+    if wanted:
+        raise LoadError(f"the manifest has no tensor '{next(iter(wanted))}', which a module needs")
+
+
+def _parameter(tensor: Tensor, entry: Owned | Tied) -> Tensor:
+    if getattr(entry, "parameter", False):
+        return nn.Parameter(tensor, getattr(entry, "requires_grad", True))
+    return tensor
+
+
+def _tables(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 class _Entry:
@@ -126,11 +167,12 @@ class _Entry:
         self.persistent = persistent
         self.alias_of = alias_of
 
-    def describe(self) -> Json:
+    def describe(self, stored: Mapping[str, Tensor]) -> Json:
+        if self.alias_of is not None:
+            return {"name": self.name, "alias_of": self.alias_of, "persistent": self.persistent}
         return {
-            **_describe(self.tensor),
+            **_describe(self.tensor, stored[self.name]),
             "name": self.name,
-            "alias_of": self.alias_of,
             "parameter": isinstance(self.tensor, nn.Parameter),
             "requires_grad": self.tensor.requires_grad,
             "persistent": self.persistent,
@@ -152,44 +194,13 @@ def _entries(module: CapturedModule) -> Iterator[_Entry]:
                 yield _Entry(name, tensor, persistent, None if alias == name else alias)
 
 
-def _describe(tensor: Tensor) -> Json:
+def _describe(tensor: Tensor, stored: Tensor) -> Json:
     return {
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "stride": list(tensor.stride()),
+        "digest": digest_of(stored),
     }
-
-
-def _restored(name: str, entry: Json, stored: Mapping[str, Tensor]) -> Tensor:
-    """The stored tensor, checked against what the manifest says of it, in its old memory layout."""
-    shown = name.removeprefix(_EXTRA)
-    if name not in stored:
-        raise LoadError(f"the manifest speaks of the tensor '{shown}', which is not in the file")
-    tensor = stored[name]
-    dtype = getattr(torch, entry["dtype"])
-    if dtype.is_complex and tensor.ndim and tensor.shape[-1] == 2:
-        tensor = torch.view_as_complex(tensor)
-    if list(tensor.shape) != entry["shape"] or tensor.dtype != dtype:
-        raise LoadError(
-            f"the manifest does not fit the tensors: '{shown}' is {entry['shape']} {dtype} in the "
-            f"manifest and {list(tensor.shape)} {tensor.dtype} in the file; "
-            "the two belong to different programs"
-        )
-    return _laid_out(tensor, entry["stride"])
-
-
-def _laid_out(tensor: Tensor, stride: list[int]) -> Tensor:
-    """A copy with the given strides, where these give every element a place of its own.
-
-    Always a copy: what safetensors gives lies in the mapped file, aligned to nothing, and sums over
-    unaligned memory round differently.
-    """
-    expected = 1
-    for dim in sorted(range(tensor.ndim), key=lambda dim: (stride[dim], tensor.shape[dim])):
-        if tensor.shape[dim] != 1 and stride[dim] != expected:
-            return tensor.clone()
-        expected *= tensor.shape[dim]
-    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
 
 
 def _add_submodule(module: nn.Module, name: str, child: nn.Module) -> None:

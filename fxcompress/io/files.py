@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,12 +27,13 @@ from fxcompress.files import (
     written,
     written_folder,
 )
+from fxcompress.io.seal import sealed
 
 FORMAT = "fxcompress"
-VERSION = 1
+VERSION = 2
 SINGLE_FILE = (".fxc", ".safetensors")
 
-_MANIFEST = "fxcompress.json"
+MANIFEST = "fxcompress.json"
 _PART = re.compile(r"(model|extras)-[0-9a-f]{16}\.safetensors")
 _OLD_PARTS = {"model": "model.safetensors", "extras": "extras.safetensors"}
 
@@ -48,17 +49,17 @@ def write(path: Path, manifest: Mapping[str, Any], weights: Tensors, extras: Ten
     manifest = {"format": FORMAT, "version": VERSION, **manifest}
     if path.suffix in SINGLE_FILE:
         with written(path) as draft:
-            _save({**weights, **extras}, draft, {FORMAT: json.dumps(manifest)})
+            _save({**weights, **extras}, draft, {FORMAT: sealed(manifest)})
         return
     former = set(_parts(path).values())
     with written_folder(
-        path, _MANIFEST, lambda name: name in former or bool(_PART.fullmatch(name)), _is_ours
+        path, MANIFEST, lambda name: name in former or bool(_PART.fullmatch(name)), _is_ours
     ) as draft:
         parts = {
             kind: _written_part(draft.with_name(f"{kind}.safetensors"), tensors)
             for kind, tensors in (("model", weights), ("extras", extras))
         }
-        text = json.dumps({**manifest, "files": parts}, indent=1)
+        text = sealed({**manifest, "files": parts}, indent=1)
         draft.write_text(text, encoding="utf-8")
 
 
@@ -84,45 +85,13 @@ def _save(tensors: Tensors, path: Path, header: dict[str, str]) -> None:
         raise OSError(str(error)) from error
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The manifest and the tensors that `write` wrote.
-
-    Raises:
-        LoadError: There is nothing, nothing of ours, a damaged file or one of a later version.
-    """
-    if not path.exists():
-        raise LoadError(f"there is nothing at {path}; give the path that was saved to")
-    if path.is_file():
-        header, tensors = _read_tensors(path)
-        text = header.get(FORMAT)
-        if text is None:
-            raise LoadError(f"{path} holds tensors but no program; load it with safetensors")
-        return _read_manifest(path, text), tensors
-    if not (path / _MANIFEST).is_file():
-        raise LoadError(f"{path} is not a saved program: it has no {_MANIFEST}")
-    return _read_directory(path)
-
-
-def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the manifest names; once more where another program was saved there meanwhile."""
-    text = (path / _MANIFEST).read_bytes()
-    try:
-        manifest = _read_manifest(path / _MANIFEST, text)
-        parts = [_read_tensors(path / name)[1] for name in _named_parts(path, manifest).values()]
-    except LoadError:
-        if (path / _MANIFEST).read_bytes() != text:
-            return _read_directory(path)
-        raise
-    return manifest, {name: value for tensors in parts for name, value in tensors.items()}
-
-
 def _named_parts(path: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
     """The files of a directory, by kind. Directories of old name none."""
     parts = manifest.get("files", _OLD_PARTS)
     known = isinstance(parts, dict) and parts.keys() == _OLD_PARTS.keys()
     if not known or (parts != _OLD_PARTS and not all(map(_is_part, parts.values()))):
         raise LoadError(
-            f"the manifest in {path / _MANIFEST} names files that no save writes; "
+            f"the manifest in {path / MANIFEST} names files that no save writes; "
             "save the program again"
         )
     return dict(parts)
@@ -134,10 +103,10 @@ def _is_part(name: object) -> bool:
 
 def _parts(path: Path) -> dict[str, str]:
     """The files that a directory at `path` names now, if one of ours is there."""
-    if not (path / _MANIFEST).is_file():
+    if not (path / MANIFEST).is_file():
         return {}
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
+        manifest = json.loads((path / MANIFEST).read_bytes())
         ours = isinstance(manifest, dict) and manifest.get("format") == FORMAT
         return _named_parts(path, manifest) if ours else {}
     except (LoadError, ValueError):
@@ -147,35 +116,8 @@ def _parts(path: Path) -> dict[str, str]:
 def _is_ours(path: Path) -> bool:
     """Whether a directory is a saved program, or what a save left that was broken off."""
     names = set(os.listdir(path))
-    own = {_MANIFEST, *_OLD_PARTS.values()} if _MANIFEST in names else set()
+    own = {MANIFEST, *_OLD_PARTS.values()} if MANIFEST in names else set()
     return bool(_parts(path)) or all(_is_part(n) or is_draft(n) for n in names - own)
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = dict(file.metadata() or {})
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise LoadError(
-            f"{path} is damaged or no safetensors file ({error}); save the program again"
-        ) from error
-
-
-def _read_manifest(path: Path, text: str | bytes) -> dict[str, Any]:
-    try:
-        manifest = json.loads(text)
-        version = manifest["version"] if manifest["format"] == FORMAT else None
-    except (ValueError, TypeError, KeyError) as error:
-        raise LoadError(f"the manifest in {path} is damaged ({error!r}); save again") from error
-    if not isinstance(version, int):
-        raise LoadError(f"the manifest in {path} is not of a saved program")
-    if version > VERSION:
-        raise LoadError(
-            f"{path} was saved in version {version} of the format, "
-            f"this fxcompress reads up to {VERSION}; upgrade fxcompress"
-        )
-    return dict(manifest)
 
 
 def storable(tensor: Tensor) -> Tensor:

@@ -5,37 +5,38 @@ Nodes, their arguments, what is known of their values, and the calling conventio
 
 from __future__ import annotations
 
-import builtins
+import keyword
 import math
-import operator
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
 
 from fxcompress.errors import FxCompressError, LoadError
-from fxcompress.graph import CapturedModule, TensorMeta, dtype_of, dynamic_dims, is_tensor, shape_of
-from fxcompress.io.trees import dump_spec, load_spec
-from fxcompress.io.values import Decoder, Encoder, Json
-
-_OPERATORS = (
-    "abs add and_ eq floordiv ge getitem gt invert le lt mod mul ne neg not_ or_ pos pow sub "
-    "truediv xor"
+from fxcompress.graph import (
+    FIXED_MODE,
+    CapturedModule,
+    TensorMeta,
+    dtype_of,
+    dynamic_dims,
+    example_shape,
+    is_tensor,
+    shape_of,
 )
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{f"operator.{name}": getattr(operator, name) for name in _OPERATORS.split()},
-    **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "sqrt", "trunc")},
-    **{f"builtins.{name}": getattr(builtins, name) for name in ("abs", "max", "min", "round")},
-    **{
-        f"torch.{name}": getattr(torch, name)
-        for name in ("sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not", "sym_sum")
-        if hasattr(torch, name)
-    },
-}
-"""The functions beside operators that a graph may call: a file can name no others."""
-_NAMES = {function: name for name, function in reversed(_FUNCTIONS.items())}
+from fxcompress.io.arguments import Ref, check_call
+from fxcompress.io.operators import NAMES, function_named
+from fxcompress.io.trees import dump_spec, load_spec
+from fxcompress.io.values import PLAIN_KINDS, Decoder, Encoder, Json
+
+if TYPE_CHECKING:
+    from fxcompress.io.replay import Call
+    from fxcompress.io.schema import Graph, Manifest, Meta, Node, Value
+
+_GLOBAL = frozenset({"self", "torch", "operator", "math", *fx.graph._custom_builtins})
+"""What the code of a graph calls other things by."""
 
 
 def dump_graph(module: CapturedModule, encoder: Encoder) -> Json:
@@ -60,24 +61,114 @@ def dump_graph(module: CapturedModule, encoder: Encoder) -> Json:
     }
 
 
-def load_graph(data: Json, tensors: Mapping[str, Tensor], home: torch.device) -> fx.Graph:
-    """The graph that `dump_graph` wrote."""
-    graph = fx.Graph()
+def check_graph(manifest: Manifest, allow: Collection[str]) -> list[Call]:
+    """The nodes of a manifest, checked one by one; none is made.
+
+    Args:
+        manifest: What the file says.
+        allow: Namespaces or names of operators beside those that only compute.
+
+    Raises:
+        LoadError: A node reads what is not there or comes later, calls what it may not, or calls it
+            with what it does not take.
+    """
+    from fxcompress.io.replay import Call
+
+    known = {entry.name for entry in manifest.tensors}, {entry.name for entry in manifest.modules}
+    refs: dict[str, Ref] = {}
+    decoder = Decoder({}, refs, kinds=PLAIN_KINDS | {"dict", "node"})
+    calls = []
+    for node in manifest.graph.nodes:
+        where = f"node '{node.name}'"
+        args, kwargs = decoder.decode(node.args), decoder.decode(node.kwargs)
+        if type(args) is not tuple or type(kwargs) is not dict:
+            raise LoadError(f"{where} has no arguments; the manifest is damaged")
+        target = _checked_target(node, args, kwargs, known, allow)
+        if node.op == "call_function":
+            assert callable(target)
+            check_call(target, args, kwargs, where)
+        calls.append(Call(node.op, node.name, target, args, kwargs, node.meta.val))
+        refs[node.name] = Ref(node.name, node.meta.val)
+    _check_convention(manifest.graph, calls)
+    return calls
+
+
+def _checked_target(
+    node: Node,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    known: tuple[set[str], set[str]],
+    allow: Collection[str],
+) -> str | Callable[..., Any]:
+    """What the node reads or calls; its arguments as far as they follow from the kind of node."""
+    if node.op == "call_function":
+        return function_named(node.target, allow)
+    tensors, modules = known
+    good = {
+        "placeholder": node.target.isidentifier() and not args,
+        "get_attr": node.target in tensors and not args,
+        "call_module": node.target in modules and all(isinstance(arg, Ref) for arg in args),
+        "output": node.target == "output" and len(args) == 1,
+    }[node.op]
+    if kwargs or not good or keyword.iskeyword(node.target):
+        raise LoadError(
+            f"node '{node.name}' ({node.op} of {node.target[:80]}) reads nothing that the manifest "
+            "holds, or has arguments of another kind of node; the manifest is damaged"
+        )
+    return node.target
+
+
+def _check_convention(graph: Graph, calls: Sequence[Call]) -> None:
+    """Every input once, and as many outputs as their structure says."""
+    inputs, outputs = load_spec(graph.in_spec), calls[-1].args[0]
+    placeholders = [call for call in calls if call.op == "placeholder"]
+    good = len(placeholders) == inputs.num_leaves
+    names = _input_names(inputs)
+    good = good and len(names) == len(graph.inputs)
+    pairs = zip(names, graph.inputs, strict=False)
+    good = good and all(name in (None, given) for name, given in pairs)
+    good = good and _are_apart(placeholders, calls) and not _GLOBAL & set(graph.inputs)
+    if graph.out_spec is not None:
+        leaves = outputs if isinstance(outputs, list | tuple) else [outputs]
+        good = good and load_spec(graph.out_spec).num_leaves == len(leaves)
+    if not good:
+        raise LoadError("the inputs or outputs are not those of the graph; the manifest is damaged")
+
+
+def _are_apart(placeholders: Sequence[Call], calls: Sequence[Call]) -> bool:
+    """Whether the variables of inputs are none of other nodes, and hide no module."""
+    own = {str(call.target): call.name for call in placeholders}
+    others = {call.name for call in calls if own.get(call.name) != call.name}
+    return len(own) == len(placeholders) and not own.keys() & (others | _GLOBAL)
+
+
+def _input_names(spec: pytree.TreeSpec) -> list[str | None]:
+    """The names that the calling convention gives to inputs; None where it takes any."""
+    parts = spec.children() if spec.type is tuple else []
+    if len(parts) == 2 and parts[0].type is tuple and parts[1].type is dict:
+        return [*[None] * parts[0].num_children, *parts[1].context]
+    raise LoadError("the inputs are not (args, kwargs); the manifest is damaged")
+
+
+def load_graph(graph: Graph, calls: Sequence[Call], home: torch.device) -> fx.Graph:
+    """The graph that `dump_graph` wrote, of nodes that were checked."""
+    made = fx.Graph()
     nodes: dict[str, fx.Node] = {}
-    decoder = Decoder(tensors, nodes, home)
-    for entry in data["nodes"]:
-        target = _load_target(entry["op"], entry["target"])
-        args, kwargs = decoder.decode(entry["args"]), decoder.decode(entry["kwargs"])
-        if entry["op"] == "output":
-            node = graph.output(args[0])
+    decoder = Decoder({}, nodes, home, PLAIN_KINDS | {"dict", "node"})
+    for entry, call in zip(graph.nodes, calls, strict=True):
+        args, kwargs = decoder.decode(entry.args), decoder.decode(entry.kwargs)
+        if entry.op == "output":
+            node = made.output(args[0])
         else:
-            node = graph.create_node(entry["op"], target, args, kwargs, entry["name"])
-        node.meta = _load_meta(entry["meta"], decoder)
-        nodes[entry["name"]] = node
-    out_spec = None if data["out_spec"] is None else load_spec(data["out_spec"])
-    info = fx.graph._PyTreeInfo(data["inputs"], load_spec(data["in_spec"]), out_spec)
-    graph.set_codegen(fx.graph._PyTreeCodeGen(info))
-    return graph
+            node = made.create_node(entry.op, call.target, args, kwargs, entry.name)
+        if node.name != entry.name:
+            raise LoadError(f"'{entry.name}' is no name for a node; the manifest is damaged")
+        node.meta = _load_meta(entry.meta)
+        nodes[entry.name] = node
+    out_spec = None if graph.out_spec is None else load_spec(graph.out_spec)
+    info = fx.graph._PyTreeInfo(list(graph.inputs), load_spec(graph.in_spec), out_spec)
+    made.set_codegen(fx.graph._PyTreeCodeGen(info))
+    return made
 
 
 def _dump_node(node: fx.Node, encoder: Encoder) -> Json:
@@ -88,7 +179,7 @@ def _dump_node(node: fx.Node, encoder: Encoder) -> Json:
         "target": _dump_target(node),
         "args": encoder.encode(tuple(node.args), where),
         "kwargs": encoder.encode(dict(node.kwargs), where),
-        "meta": _dump_meta(node, encoder),
+        "meta": _dump_meta(node),
     }
 
 
@@ -98,8 +189,8 @@ def _dump_target(node: fx.Node) -> str:
         return target
     if isinstance(target, OpOverload):
         return str(target)
-    if target in _NAMES:
-        return _NAMES[target]
+    if target in NAMES:
+        return NAMES[target]
     name = getattr(target, "__qualname__", str(target))
     raise FxCompressError(
         f"node '{node.name}' calls {name}, which is no registered operator, so no file can "
@@ -107,23 +198,7 @@ def _dump_target(node: fx.Node) -> str:
     )
 
 
-def _load_target(op: str, name: str) -> Any:
-    if op != "call_function":
-        return name
-    if name in _FUNCTIONS:
-        return _FUNCTIONS[name]
-    namespace, _, rest = name.partition(".")
-    packet, _, overload = rest.rpartition(".")
-    found = getattr(getattr(getattr(torch.ops, namespace), packet, None), overload, None)
-    if not isinstance(found, OpOverload):
-        raise LoadError(
-            f"the graph calls {name}, which is not registered in this process; "
-            f"import the package that defines torch.ops.{namespace} before loading"
-        )
-    return found
-
-
-def _dump_meta(node: fx.Node, encoder: Encoder) -> Json:
+def _dump_meta(node: fx.Node) -> Json:
     """The value's shape, the modes that stay, and the module the node came from."""
     meta: dict[str, Json] = {}
     if is_tensor(node):
@@ -133,12 +208,9 @@ def _dump_meta(node: fx.Node, encoder: Encoder) -> Json:
     if "nn_module_stack" in node.meta:
         stack = node.meta["nn_module_stack"]
         meta["stack"] = [[key, path, _type_name(kind)] for key, (path, kind) in stack.items()]
-    plain = {
-        key: value
-        for key, value in node.meta.items()
-        if isinstance(value, bool | int | float | str) and key not in ("val", "stack_trace")
-    }
-    return {**meta, "plain": encoder.encode(plain, f"node '{node.name}'")}
+    if node.meta.get(FIXED_MODE):
+        meta["fixed_mode"] = True
+    return meta
 
 
 def _dump_value(value: object, node: fx.Node | None = None) -> Json:
@@ -153,10 +225,14 @@ def _dump_value(value: object, node: fx.Node | None = None) -> Json:
     if isinstance(value, list | tuple):
         return [_dump_value(item) for item in value]
     if isinstance(value, torch.SymInt):
-        return int(value.node.hint)
+        return example_shape(TensorMeta((value,), torch.int64))[0]  # type: ignore[arg-type]
     if isinstance(value, torch.SymFloat | torch.SymBool):
-        return value.node.hint
-    return value if isinstance(value, bool | int | float) else None
+        value = value.node.hint
+    return value if isinstance(value, bool | int) or _is_finite(value) else None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _holder(value: object) -> fx.Node:
@@ -170,19 +246,21 @@ def _type_name(kind: object) -> str:
     return kind if isinstance(kind, str) else getattr(kind, "__qualname__", str(kind))
 
 
-def _load_meta(data: Json, decoder: Decoder) -> dict[str, Any]:
-    meta: dict[str, Any] = decoder.decode(data["plain"])
-    if "val" in data:
-        meta["val"] = _load_value(data["val"], decoder)
-    if "stack" in data:
-        meta["nn_module_stack"] = {key: (path, kind) for key, path, kind in data["stack"]}
-    return meta
+def _load_meta(meta: Meta) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if "val" in meta.model_fields_set:
+        found["val"] = _load_value(meta.val)
+    if meta.stack is not None:
+        found["nn_module_stack"] = {key: (path, kind) for key, path, kind in meta.stack}
+    if meta.fixed_mode:
+        found[FIXED_MODE] = True
+    return found
 
 
-def _load_value(data: Json, decoder: Decoder) -> Any:
-    if isinstance(data, list):
-        return tuple(_load_value(item, decoder) for item in data)
-    if isinstance(data, dict):
-        dtype = decoder.decode({"dtype": data["dtype"]})
-        return TensorMeta(tuple(data["shape"]), dtype, frozenset(data["dynamic"]))
-    return data
+def _load_value(value: Value) -> Any:
+    if isinstance(value, list):
+        return tuple(_load_value(item) for item in value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    dtype = getattr(torch, value.dtype)
+    return TensorMeta(tuple(value.shape), dtype, frozenset(value.dynamic))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
+import torch
 from torch import nn
 
 from fxcompress.errors import FxCompressError, LoadError
 from fxcompress.graph import CapturedModule
+from fxcompress.io.values import Encoder, Json
 
 
 @runtime_checkable
@@ -41,29 +43,35 @@ def saveable(cls: M) -> M:
     return cls
 
 
-def dump_modules(module: CapturedModule) -> dict[str, tuple[str, Mapping[str, Any]]]:
+def dump_modules(module: CapturedModule, encoder: Encoder) -> list[Json]:
     """The modules that the graph calls: name, class name and configuration.
 
     Raises:
         FxCompressError: A class is not `saveable`, or a node holds a graph of its own.
     """
-    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    found: dict[str, Json] = {}
     for node in module.graph.nodes:
-        if node.op == "call_module":
-            child = module.get_submodule(str(node.target))
-            name = _name(type(child))
-            if name not in _Registry.classes or not isinstance(child, Saveable):
-                raise FxCompressError(
-                    f"'{node.target}' is a {type(child).__name__}, which a file cannot hold; "
-                    "fold it into a plain parameter with program.finalize() and save that"
-                )
-            found[str(node.target)] = (name, child.config())
-        elif node.op == "get_attr" and _holds_a_module(module, str(node.target)):
+        target = str(node.target)
+        if node.op == "call_module" and target not in found:
+            found[target] = _dump_module(target, module.get_submodule(target), encoder)
+        elif node.op == "get_attr" and _holds_a_module(module, target):
             raise FxCompressError(
-                f"node '{node.name}' holds a graph of its own ({node.target}), which no file "
+                f"node '{node.name}' holds a graph of its own ({target}), which no file "
                 "can hold; keep such a program as ONNX with fxcompress.export.to_onnx"
             )
-    return found
+    return list(found.values())
+
+
+def _dump_module(target: str, child: nn.Module, encoder: Encoder) -> Json:
+    name = _name(type(child))
+    if name not in _Registry.classes or not isinstance(child, Saveable):
+        raise FxCompressError(
+            f"'{target}' is a {type(child).__name__}, which a file cannot hold; decorate its class "
+            "with fxcompress.io.saveable to save it as it is, or fold it into a plain parameter "
+            "with program.finalize() and save that"
+        )
+    config = encoder.encode(dict(child.config()), f"the configuration of '{target}'")
+    return {"name": target, "kind": name, "config": config}
 
 
 def make_module(name: str, config: Mapping[str, Any]) -> nn.Module:
@@ -75,7 +83,8 @@ def make_module(name: str, config: Mapping[str, Any]) -> nn.Module:
             "import the module that defines it first"
         )
     assert issubclass(cls, Saveable)
-    made = cls.from_config(config)
+    with torch.device("meta"):  # whatever sizes the file names, they take no memory
+        made = cls.from_config(config)
     assert isinstance(made, nn.Module)
     return made
 

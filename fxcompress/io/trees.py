@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from typing import Any
+from collections import OrderedDict, deque, namedtuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import FxCompressError, LoadError
 
+if TYPE_CHECKING:
+    from fxcompress.io.schema import Tree
+
 _PLAIN = (tuple, list, dict)
+_CONTAINERS: dict[str, type] = {
+    "builtins.tuple": tuple,
+    "builtins.list": list,
+    "builtins.dict": dict,
+    "collections.OrderedDict": OrderedDict,
+}
+_REFUSED = frozenset({"collections.defaultdict", pytree.NO_SERIALIZED_TYPE_NAME_FOUND})
+"""A defaultdict names a function of any module, so it becomes a dict; others have no name."""
 
 
 def dump_spec(spec: pytree.TreeSpec, where: str) -> dict[str, Any]:
@@ -24,14 +35,102 @@ def dump_spec(spec: pytree.TreeSpec, where: str) -> dict[str, Any]:
             "Let the model take and return tensors, lists, tuples, dicts or dataclasses registered "
             "with torch.export.register_dataclass"
         ) from error
+    if "__enum__" in json.dumps(schema):  # to read it, torch would import what the file names
+        raise FxCompressError(
+            f"{where} have keys that are members of an enum, which no file without code can hold; "
+            "use strings"
+        )
     example = pytree.tree_unflatten([torch.zeros(0)] * spec.num_leaves, spec)
     return _annotated(schema, example)
 
 
-def load_spec(schema: dict[str, Any]) -> pytree.TreeSpec:
-    """The structure that `dump_spec` wrote, with a dict where a class cannot be imported."""
-    protocol = json.loads(pytree.treespec_dumps(pytree.tree_structure(0)))[0]
-    return pytree.treespec_loads(json.dumps([protocol, _resolved(schema)]))
+def load_spec(tree: Tree) -> pytree.TreeSpec:
+    """The structure that `dump_spec` wrote, with a dict where a class is not registered here.
+
+    Only containers of Python and classes that this process has registered with torch are made;
+    nothing is imported.
+
+    Raises:
+        LoadError: A class is unknown and has no fields, or a container does not fit its content.
+    """
+    if tree.type is None:
+        _require(tree.context is None and not tree.children_spec, tree)
+        return pytree.tree_structure(0)
+    children = [load_spec(child) for child in tree.children_spec]
+    spec = pytree.TreeSpec(*_kind_and_context(tree), children)
+    if not spec.num_leaves and tree.type not in _CONTAINERS:
+        return spec  # a class may refuse to be made of nothing
+    made = pytree.tree_unflatten([torch.zeros(0)] * spec.num_leaves, spec)
+    _require(pytree.tree_structure(made) == spec, tree)
+    return spec
+
+
+def _kind_and_context(tree: Tree) -> tuple[Any, Any]:
+    """The class of a container, and what torch keeps beside its elements."""
+    count = len(tree.children_spec)
+    if tree.type in ("builtins.tuple", "builtins.list"):
+        _require(_plain(tree) is None, tree)
+        return _CONTAINERS[tree.type], None
+    if tree.type in ("builtins.dict", "collections.OrderedDict"):
+        return _CONTAINERS[tree.type], _keys(_plain(tree), count, tree)
+    if tree.type == "collections.deque":
+        bound = _plain(tree)
+        _require(bound is None or (type(bound) is int and count <= bound), tree)
+        return deque, bound
+    if tree.type == "collections.namedtuple":
+        kind = _registered(tree.context)
+        _require(issubclass(kind, tuple) and len(getattr(kind, "_fields", ())) == count, tree)
+        return namedtuple, kind
+    return _class_and_context(tree, count)
+
+
+def _class_and_context(tree: Tree, count: int) -> tuple[Any, Any]:
+    """A class of the user's, or a dict of its fields where it is not registered."""
+    name = tree.type
+    if name in pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE and name not in _REFUSED:
+        kind = _registered(name)
+        read = pytree.SUPPORTED_SERIALIZED_TYPES[kind].from_dumpable_context
+        _require("__enum__" not in json.dumps(tree.context), tree)  # torch would import its module
+        return kind, _plain(tree) if read is None else read(tree.context)
+    if tree.fields is None:
+        raise LoadError(
+            f"the inputs or outputs hold a {str(name)[:80]}, which is not registered here; "
+            "import the module that defines it before loading"
+        )
+    return dict, _keys(tree.fields, count, tree)
+
+
+def _registered(name: object) -> type:
+    if not isinstance(name, str) or name not in pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE:
+        raise LoadError(
+            f"the inputs or outputs hold a {str(name)[:80]}, which is not registered here; "
+            "import the module that defines it before loading"
+        )
+    kind = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE[name]
+    if not isinstance(kind, type):
+        raise LoadError(f"{name} is no class of the inputs or outputs; the manifest is damaged")
+    return kind
+
+
+def _plain(tree: Tree) -> Any:
+    _require(isinstance(tree.context, str), tree)
+    return json.loads(tree.context)
+
+
+def _keys(keys: object, count: int, tree: Tree) -> list[Any]:
+    _require(isinstance(keys, list) and len(keys) == count, tree)
+    assert isinstance(keys, list)
+    _require(all(key is None or isinstance(key, str | int | float) for key in keys), tree)
+    _require(len(set(keys)) == count, tree)
+    return keys
+
+
+def _require(held: bool, tree: Tree) -> None:
+    if not held:
+        raise LoadError(
+            f"the structure of the inputs or outputs is damaged: a {str(tree.type)[:80]} of "
+            f"{len(tree.children_spec)} with {str(tree.context)[:80]}; save the program again"
+        )
 
 
 def _annotated(schema: dict[str, Any], example: Any) -> dict[str, Any]:
@@ -52,27 +151,3 @@ def _fields(node: pytree.NodeDef, example: Any) -> list[str] | None:
         return None
     keyed, _ = node.flatten_with_keys_fn(example)
     return [str(getattr(key, "key", getattr(key, "name", key))) for key, _ in keyed]
-
-
-def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema` as torch writes it, with a dict wherever the class is not to be had."""
-    children = [_resolved(child) for child in schema["children_spec"]]
-    plain = {"type": schema["type"], "context": schema["context"], "children_spec": children}
-    if schema["type"] is None or _is_known(schema["type"], schema.get("module")):
-        return plain
-    fields = schema.get("fields")
-    if fields is None:
-        raise LoadError(
-            f"the inputs or outputs hold a {schema['type']}, which is not registered here; "
-            "import the module that defines it before loading"
-        )
-    return {"type": "builtins.dict", "context": json.dumps(fields), "children_spec": children}
-
-
-def _is_known(name: str, module: str | None) -> bool:
-    if name not in pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE and module:
-        try:
-            importlib.import_module(module)  # classes register themselves where they are defined
-        except ImportError:
-            return False
-    return name in pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE

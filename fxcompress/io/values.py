@@ -3,12 +3,13 @@
 Numbers, strings, booleans, None and lists are themselves; everything else is an object with one key
 that names its kind, such as ``{"tuple": [1, 2]}`` or ``{"dtype": "float32"}``. Tensors go to a
 table beside the JSON, which names them. Nothing is pickled, and decoding calls nothing but the
-constructors named here.
+constructors named here; what they are given is checked.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,11 @@ from fxcompress.errors import FxCompressError, LoadError
 from fxcompress.io.trees import dump_spec, load_spec
 
 Json = Any
+
+PLAIN_KINDS = frozenset({"complex", "device", "dtype", "float", "layout", "memory_format", "tuple"})
+"""The kinds that arguments of operators have, beside nodes."""
+ALL_KINDS = PLAIN_KINDS | {"dict", "ellipsis", "slice", "tensor", "tree"}
+"""The kinds that a manifest may hold beside the graph."""
 
 
 @dataclass
@@ -89,42 +95,96 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Turns the JSON of an `Encoder` back into values."""
+    """Turns the JSON of an `Encoder` back into values.
+
+    Attributes:
+        tensors: What tensors are called.
+        nodes: What nodes are called; anything may stand for a node.
+        home: The device that stands for that of the module.
+        kinds: The kinds of values that may occur.
+    """
 
     tensors: Mapping[str, Tensor]
-    nodes: Mapping[str, fx.Node] = field(default_factory=dict)
+    nodes: Mapping[str, Any] = field(default_factory=dict)
     home: torch.device = torch.device("cpu")  # noqa: RUF009
+    kinds: frozenset[str] = ALL_KINDS
 
     def decode(self, data: Json) -> Any:
         """The value that `data` stands for.
 
         Raises:
-            LoadError: The data name a kind, a node or a tensor that does not exist.
+            LoadError: The data name a kind, a node or a tensor that does not exist, or hold what
+                their kind does not.
         """
         if isinstance(data, list):
             return [self.decode(item) for item in data]
         if not isinstance(data, dict):
+            _require(type(data) is not int or -(2**63) <= data < 2**64, data)
             return data
-        if len(data) != 1:
-            raise LoadError(f"the manifest holds {str(data)[:80]} where one value belongs")
+        _require(len(data) == 1, data)
         (kind, content), *_ = data.items()
-        if kind not in _DECODERS:
-            raise LoadError(f"the manifest holds a value of the unknown kind {kind!r}")
+        if kind not in self.kinds:
+            raise LoadError(f"the manifest holds a value of the unknown kind {kind[:40]!r}")
         return _DECODERS[kind](self, content)
 
-    def _named(self, table: Mapping[str, Any], name: str, kind: str) -> Any:
-        if name not in table:
+    def list_of(self, data: Json, *types: type, count: int | None = None) -> list[Any]:
+        """Decoded elements, checked in number and type."""
+        _require(isinstance(data, list) and count in (None, len(data)), data)
+        items: list[Any] = self.decode(data)
+        _require(not types or all(type(item) in types for item in items), data)
+        return items
+
+    def _named(self, table: Mapping[str, Any], name: Json, kind: str) -> Any:
+        if not isinstance(name, str) or name not in table:
             raise LoadError(f"the manifest speaks of the {kind} {name!r}, which is not there")
         return table[name]
 
 
-def _torch_object(name: str, type_: type) -> Any:
-    value = getattr(torch, name, None)
+def _torch_object(name: Json, type_: type) -> Any:
+    value = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(value, type_):
         raise LoadError(f"torch {torch.__version__} has no {type_.__name__} {name!r}")
     return value
 
 
+def _device(decoder: Decoder, name: Json) -> torch.device:
+    _require(isinstance(name, str) and _DEVICE.fullmatch(name) is not None, name)
+    return decoder.home if name == "home" else torch.device(name)
+
+
+def _float(_: Decoder, text: Json) -> float:
+    _require(text in ("inf", "-inf", "nan"), text)
+    return float(text)
+
+
+def _dict(decoder: Decoder, items: Json) -> dict[Any, Any]:
+    pairs = decoder.list_of(items, list)
+    _require(all(len(pair) == 2 and _is_key(pair[0]) for pair in pairs), items)
+    found = dict(pairs)
+    _require(len(found) == len(pairs), items)
+    return found
+
+
+def _is_key(value: object) -> bool:
+    parts = value if type(value) is tuple else (value,)
+    return all(part is None or isinstance(part, str | int | float) for part in parts)
+
+
+def _tree(decoder: Decoder, data: Json) -> Any:
+    from fxcompress.io.schema import Tree  # pydantic is slow to import
+
+    _require(isinstance(data, list) and len(data) == 2, data)
+    spec, leaves = load_spec(Tree.model_validate(data[0])), decoder.list_of(data[1])
+    _require(len(leaves) == spec.num_leaves, data[1])
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def _require(held: bool, data: Json) -> None:
+    if not held:
+        raise LoadError(f"the manifest holds {str(data)[:80]} where something else belongs")
+
+
+_DEVICE = re.compile(r"home|[a-z]+(:[0-9]{1,3})?")
 _TORCH_NAMES: dict[str, type] = {
     "dtype": torch.dtype,
     "layout": torch.layout,
@@ -132,19 +192,17 @@ _TORCH_NAMES: dict[str, type] = {
 }
 
 _DECODERS: dict[str, Callable[[Decoder, Json], Any]] = {
-    "complex": lambda decoder, parts: complex(*decoder.decode(parts)),
-    "device": lambda decoder, name: decoder.home if name == "home" else torch.device(name),
-    "dict": lambda decoder, items: {decoder.decode(k): decoder.decode(v) for k, v in items},
+    "complex": lambda decoder, parts: complex(*decoder.list_of(parts, int, float, count=2)),
+    "device": _device,
+    "dict": _dict,
     "dtype": lambda _, name: _torch_object(name, torch.dtype),
     "ellipsis": lambda *_: Ellipsis,
-    "float": lambda _, text: float(text),
+    "float": _float,
     "layout": lambda _, name: _torch_object(name, torch.layout),
     "memory_format": lambda _, name: _torch_object(name, torch.memory_format),
     "node": lambda decoder, name: decoder._named(decoder.nodes, name, "node"),
-    "slice": lambda decoder, ends: slice(*decoder.decode(ends)),
+    "slice": lambda decoder, ends: slice(*decoder.list_of(ends, int, type(None), count=3)),
     "tensor": lambda decoder, name: decoder._named(decoder.tensors, name, "tensor"),
-    "tree": lambda decoder, data: pytree.tree_unflatten(
-        decoder.decode(data[1]), load_spec(data[0])
-    ),
-    "tuple": lambda decoder, items: tuple(decoder.decode(items)),
+    "tree": _tree,
+    "tuple": lambda decoder, items: tuple(decoder.list_of(items)),
 }

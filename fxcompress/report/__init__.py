@@ -21,6 +21,9 @@ from fxcompress.report.text import as_text, render
 __all__ = ["Change", "Check", "FrozenGroup", "GroupChange", "PassRun", "Report", "SparseParameter"]
 
 
+_NUMBERS = ("params", "flops", "macs", "bytes")
+
+
 @dataclass(frozen=True)
 class Change:
     """A number of the dense program and of the compressed one."""
@@ -167,11 +170,15 @@ class Report:
         Raises:
             LoadError: The data are not a report's.
         """
+        from pydantic import TypeAdapter  # slow to import
+
         try:
-            return cls(**_fields(data))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            own = {name: value for name, value in data.items() if name != "verification"}
+            text = json.dumps({**own, **{name: own[name] for name in _NUMBERS}})
+            return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise LoadError(
-                f"these data are not a report ({type(error).__name__}: {error}); "
+                f"these data are not a report ({type(error).__name__}: {str(error)[:300]}); "
                 "give what Report.to_dict() returned"
             ) from error
 
@@ -194,29 +201,3 @@ def _tightness(check: Check) -> tuple[bool, float]:
     if check.max_relative_error is None or not check.tolerance:
         return not check.ok, 0.0
     return not check.ok, check.max_relative_error / check.tolerance
-
-
-def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `Report` in `data`: everything but what is derived from them."""
-    changes = {name: Change(**data[name]) for name in ("params", "flops", "macs", "bytes")}
-    return {
-        **changes,
-        "model": data["model"],
-        "groups": tuple(
-            GroupChange(
-                **{**group, "units": Change(**group["units"]), "sites": tuple(group["sites"])}
-            )
-            for group in data["groups"]
-        ),
-        "frozen": tuple(FrozenGroup(**group) for group in data["frozen"]),
-        "sparse": tuple(SparseParameter(**one) for one in data.get("sparse", ())),
-        "passes": tuple(PassRun(**{**run, "notes": tuple(run["notes"])}) for run in data["passes"]),
-        "checks": tuple(Check(**check) for check in data["checks"]),
-        "unknown": {name: tuple(nodes) for name, nodes in data["unknown"].items()},
-        "probed": {name: tuple(nodes) for name, nodes in data.get("probed", {}).items()},
-        "failed": {name: tuple(nodes) for name, nodes in data.get("failed", {}).items()},
-        "dynamic": tuple(
-            {int(axis): name for axis, name in axes.items()} for axes in data["dynamic"]
-        ),
-        "static": data["static"],
-    }
