@@ -99,7 +99,7 @@ def _value(call: Call, values: Mapping[str, Any], tensors: Mapping[str, Tensor])
 
 
 def _compare(call: Call, found: Any) -> Any:
-    if _agree(call.value, found) or _agree_but_for_default_dtype(call, found):
+    if _agree(call.value, found):
         return found
     raise LoadError(
         f"node '{call.name}' gives {_described(found)}, and the manifest says "
@@ -120,19 +120,6 @@ def _agree(said: Value, found: Any) -> bool:
     if isinstance(found, bool | int | float):
         return abs(found) < 2**63 and (said is None or found == said)
     return said is None
-
-
-def _agree_but_for_default_dtype(call: Call, found: Any) -> bool:
-    """What an operator makes of numbers alone has the default dtype, in both places another."""
-    said = call.value
-    return (
-        isinstance(found, Tensor)
-        and isinstance(said, TensorValue)
-        and found.dtype == torch.get_default_dtype()
-        and getattr(torch, said.dtype).is_floating_point
-        and said.shape == list(found.shape)
-        and not any(isinstance(arg, Ref) and arg.may_be_tensor for arg in _flat(call.args))
-    )
 
 
 def _said(value: Value) -> Any:
