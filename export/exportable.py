@@ -21,6 +21,7 @@ from fxcompress.ambient import EXCLUSIVE
 from fxcompress.errors import ExportError
 from fxcompress.export.names import input_names, named_outputs, unique_names
 from fxcompress.graph import CapturedModule
+from fxcompress.state import forked, preserved
 
 
 class Exportable(Protocol):
@@ -126,8 +127,9 @@ def inputs_of(program: Exportable) -> Inputs:
 def inference_module(program: Exportable) -> Iterator[nn.Module]:
     """The program's module on the CPU and in evaluation mode; its own state comes back after.
 
-    A module that lives elsewhere is copied. The mode of every submodule is restored, also when the
-    body raises. One thread at a time: it may be one program whose modes two threads would set.
+    A module that lives elsewhere is copied. The mode of every submodule, what its calls write to
+    and the global random generators are restored, also when the body raises. One thread at a time:
+    it may be one program whose modes two threads would set.
     """
     with EXCLUSIVE:
         module = _on_cpu(program.module)
@@ -139,7 +141,7 @@ def inference_module(program: Exportable) -> Iterator[nn.Module]:
         for part, _ in captured:
             part.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), preserved(module), forked(module):
                 yield module
         finally:
             for part, mode in captured:
@@ -149,14 +151,16 @@ def inference_module(program: Exportable) -> Iterator[nn.Module]:
 
 
 def run_module(module: nn.Module, inputs: Inputs, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Run a module on flattened tensors and name the tensors it returns.
+    """Run a module on flattened tensors and name the tensors it returns; every run starts from the
+    same state, as a file's does.
 
     Raises:
         ExportError: The module refuses the tensors; its own error is in the message.
     """
     args, kwargs = inputs.arguments(tensors)
     try:
-        result = module(*args, **kwargs)
+        with preserved(module):
+            result = module(*args, **kwargs)
     except Exception as error:
         shapes = ", ".join(
             f"{name} {tuple(tensor.shape)}"

@@ -160,6 +160,12 @@ def is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor | TensorMeta)
 
 
+def is_size(node: fx.Node) -> bool:
+    """Whether the node yields a whole number, such as the size of an axis."""
+    value = node.meta.get("val")
+    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
+
+
 def parameter_of(node: object) -> str | None:
     """The name of the parameter or buffer that a node reads; None for other nodes."""
     if isinstance(node, fx.Node) and node.op == "get_attr" and is_tensor(node):

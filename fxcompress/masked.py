@@ -9,13 +9,22 @@ import torch
 from torch import Tensor, fx
 from torch.fx._pytree import tree_flatten_spec
 from torch.fx.graph import _PyTreeCodeGen
-from torch.utils import _pytree as pytree
 
 from fxcompress.axes import Axes, leaves
+from fxcompress.canonicalize.aliasing import mutated_inputs
 from fxcompress.coupling import Coupling
 from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule
 from fxcompress.projection import Choices, size_of, stays
+from fxcompress.state import (
+    copies,
+    device_of,
+    forked,
+    generator_states,
+    isolated,
+    set_generator_states,
+    written_tensors,
+)
 
 Addition = Callable[[fx.Node, Mapping[fx.Node, Any]], Tensor]
 """What is added to a node's value, from the node and the values of its operands."""
@@ -33,6 +42,9 @@ def masked_forward(
 ) -> Any:
     """The outputs of `old` with all units zero that `choices` do not keep.
 
+    Nothing is changed: what the graph writes to is copied, and random numbers are drawn as in any
+    other run of `state.run_alone`.
+
     Args:
         old: The dense module.
         new: The rewritten module: where an operation mixes along a changed factor, its arguments
@@ -44,15 +56,15 @@ def masked_forward(
         values: What parameters and buffers are read as, instead of what they hold.
         added: By the name of a node, what is added to its value.
     """
-    runner = _Masked(old, new, coupling, choices)
-    runner.values, runner.added = values or {}, added or {}
-    flat = flat_inputs(old, copies(args), copies(dict(kwargs)))
-    return old.graph.process_outputs(runner.run(*flat, enable_io_processing=False))
-
-
-def copies(values: Any) -> Any:
-    """Inputs that an in-place operation may write to."""
-    return pytree.tree_map_only(Tensor, torch.clone, values)
+    with forked(old):
+        runner = _Masked(old, new, coupling, choices)
+        runner.added = added or {}
+        runner.values = {
+            name: value.clone() if name in runner.written else value
+            for name, value in (values or {}).items()
+        }
+        flat = flat_inputs(old, copies(args), copies(dict(kwargs)))
+        return old.graph.process_outputs(runner.run(*flat, enable_io_processing=False))
 
 
 def flat_inputs(
@@ -93,7 +105,9 @@ class _Masked(fx.Interpreter):
     def __init__(
         self, old: CapturedModule, new: CapturedModule | None, coupling: Coupling, choices: Choices
     ) -> None:
-        super().__init__(old)
+        super().__init__(isolated(old))
+        self.written = written_tensors(old)
+        self.device = device_of(old)
         self.coupling = coupling
         self.choices = choices
         self.twins = {node.name: node for node in new.graph.nodes} if new is not None else {}
@@ -112,7 +126,7 @@ class _Masked(fx.Interpreter):
             for leaf in leaves(expr)
         ):
             return self._over_kept(n)
-        value = super().run_node(n)
+        value = self._drawn(n)
         for addition in self.added.get(n.name, ()):
             value = value + addition(n, self.env)
         if n.op in ("placeholder", "output"):
@@ -120,8 +134,27 @@ class _Masked(fx.Interpreter):
         if isinstance(value, (tuple, list)) and n.name in self.coupling.outputs:
             many = self.coupling.outputs[n.name]
             return type(value)(self._masked(v, axes) for v, axes in zip(value, many, strict=True))
-        owned = n.op != "get_attr"  # the module's own tensors are never written to
+        # The module's own tensors are never written to, but for copies of those that the graph
+        # writes to: all that share their memory have to see the mask.
+        owned = n.op != "get_attr" or n.target in self.written
         return self._masked(value, self.coupling.axes.get(n.name, ()), owned)
+
+    def _drawn(self, n: fx.Node) -> Any:
+        """Run a node; one that draws random numbers draws those of the kept units alone, which are
+        all that the rewritten module draws.
+        """
+        if n.op != "call_function" or not self._changes(n) or n.name not in self.twins:
+            return super().run_node(n)
+        before = generator_states(self.device)
+        value = super().run_node(n)
+        if all(map(torch.equal, before, generator_states(self.device))):
+            return value
+        set_generator_states(self.device, before)
+        return self._over_kept(n)
+
+    def _changes(self, n: fx.Node) -> bool:
+        axes = self.coupling.axes.get(n.name, ())
+        return any(leaf in self.choices for expr in axes for leaf in leaves(expr))
 
     def _mask(self, axes: Axes, device: torch.device) -> Tensor | None:
         if axes not in self.masks:
@@ -154,7 +187,10 @@ class _Masked(fx.Interpreter):
         if isinstance(small, (tuple, list)):
             many = self.coupling.outputs[n.name]
             return type(small)(self._spread(v, axes) for v, axes in zip(small, many, strict=True))
-        return self._spread(small, self.coupling.axes[n.name])
+        full = self._spread(small, self.coupling.axes[n.name])
+        for written in mutated_inputs(n):  # what it would have written to, with all its views
+            return self.env[written].copy_(full)
+        return full
 
     def _cut(self, value: Any, name: str) -> Any:
         mask = (
@@ -165,7 +201,7 @@ class _Masked(fx.Interpreter):
         if mask is None:
             return value
         shape = _kept_shape(self.coupling.axes[name], self.choices, value.shape)
-        return value[mask.expand(value.shape)].reshape(shape)
+        return _laid_out_as(value[mask.expand(value.shape)].reshape(shape), value)
 
     def _spread(self, value: Tensor, axes: Axes) -> Tensor:
         mask = self._mask(axes, value.device)
@@ -178,6 +214,15 @@ class _Masked(fx.Interpreter):
         full = value.new_zeros(shape)
         full[mask.expand(shape)] = value.flatten()
         return full
+
+
+def _laid_out_as(small: Tensor, value: Tensor) -> Tensor:
+    """The same, its axes in memory in the order of those of `value`: random numbers are drawn in
+    that order.
+    """
+    order = sorted(range(value.dim()), key=value.stride, reverse=True)
+    back = sorted(range(value.dim()), key=order.__getitem__)
+    return small.permute(order).contiguous().permute(back)
 
 
 def _kept_shape(axes: Axes, choices: Choices, shape: torch.Size) -> list[int]:

@@ -20,6 +20,7 @@ from fxcompress.groups import ChannelGroup
 from fxcompress.passes import Criterion, StructuredPass
 from fxcompress.program import Pass, Program
 from fxcompress.rewrite import rewrite
+from fxcompress.state import evaluating, forked
 from fxcompress.task import Task, as_task
 from fxcompress.train.batches import call
 
@@ -196,13 +197,8 @@ def _measured(program: Program) -> Quality:
     task = program.task
     if task is not None and task.loss is None and task.metric is None:
         raise PlanError(f"{_WHO} measures a loss or a metric; give Task(data, loss=...)")
-    module, training = program.module, program.module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            found = list(_each(program))
-    finally:
-        module.train(training)
+    with evaluating(program.module) as module, forked(module), torch.no_grad():
+        found = list(_each(replace(program, module=module)))
     total = sum(size for _, _, size in found)
     losses = [loss * size for loss, _, size in found if loss is not None]
     metrics = [metric * size for _, metric, size in found if metric is not None]

@@ -15,11 +15,12 @@ from torch import Tensor, fx
 
 from fxcompress.calibrate.data import samples_of
 from fxcompress.calibrate.gradients import Place, Tap, gradients
-from fxcompress.calibrate.observe import observe
+from fxcompress.calibrate.observe import observe, runner
 from fxcompress.calibrate.reads import Window, window_of
 from fxcompress.errors import PlanError
 from fxcompress.program import Program
 from fxcompress.rules.schema import arguments, packet_of
+from fxcompress.state import forked
 from fxcompress.train.batches import call
 
 
@@ -222,12 +223,10 @@ def with_drawn_labels(program: Program, who: str, samples: int | None = None) ->
     task = program.task
     generator = torch.Generator().manual_seed(program.seed)
     drawn = []
-    module = program.module
-    training = module.training
-    module.eval()
+    module = runner(program.module)
     for inputs, _, _ in samples_of(program, who, True, samples):
         assert task is not None
-        with torch.no_grad():
+        with torch.no_grad(), forked(module):
             logits = call(module, task, inputs)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             raise PlanError(
@@ -237,6 +236,5 @@ def with_drawn_labels(program: Program, who: str, samples: int | None = None) ->
         chances = logits.double().softmax(1).cpu()
         labels = torch.multinomial(chances, 1, generator=generator).flatten().to(logits.device)
         drawn.append((inputs, labels))
-    module.train(training)
     assert task is not None
     return replace(program, task=replace(task, data=drawn))

@@ -11,6 +11,7 @@ from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule, aten, clone_graph, find_tensor, parameter_of
 from fxcompress.plan import Plan, Replace
 from fxcompress.program import Program
+from fxcompress.state import forked, written_tensors
 from fxcompress.tensors import names_of, replace_tensor
 from fxcompress.train import recalibrate
 
@@ -46,7 +47,8 @@ class RecalibrateBatchNorm(Recipe):
             raise PlanError("RecalibrateBatchNorm: the task's data are empty; give some batches")
         statistics = tuple(_statistics(program.module))
         module = _with_own(program.module, statistics)
-        recalibrate(module, task, self.batches)
+        with forked(module):
+            recalibrate(module, task, self.batches)
         found = {name: find_tensor(module, name) for name in statistics}
         edits = [Replace(name, value) for name, value in found.items() if value is not None]
         return Plan(tuple(edits), (f"{len(edits) // 2} BatchNorm recalibrated",))
@@ -63,10 +65,12 @@ def _statistics(module: CapturedModule) -> Iterator[str]:
 
 
 def _with_own(module: CapturedModule, statistics: tuple[str, ...]) -> CapturedModule:
-    """The module in evaluation mode, over the same tensors but for copies of the statistics."""
+    """The module in evaluation mode, over the same tensors but for copies of the statistics and of
+    whatever else its graph writes to.
+    """
     own = clone_graph(module).eval()
     names = names_of(own)
-    for name in statistics:
+    for name in {*statistics, *written_tensors(own)}:
         value = find_tensor(module, name)
         assert value is not None
         replace_tensor(own, names, name, value.clone())

@@ -13,8 +13,9 @@ from fxcompress.calibrate.data import require_data, samples_of
 from fxcompress.calibrate.observe import check_nodes, check_repeats, runner
 from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
 from fxcompress.errors import PlanError
-from fxcompress.graph import find_tensor, parameter_of
+from fxcompress.graph import CapturedModule, find_tensor, parameter_of
 from fxcompress.program import Program
+from fxcompress.state import forked
 from fxcompress.task import Task
 from fxcompress.train.batches import call, head
 
@@ -71,15 +72,16 @@ def gradients(
     task = require_data(program, who, labels=True)
     recorder = _Recorder(program, parameters, dict(taps or {}), who)
     seen = 0
-    for inputs, labels, size in samples_of(program, who, labels=True, limit=samples):
-        if not seen:
-            with torch.no_grad():
-                check_repeats(program, inputs, who)
-        step = 1 if squares else size
-        for start in range(0, size, step):
-            stop = start + step
-            recorder.add(task, head(inputs, start, stop), head(labels, start, stop), step, squares)
-        seen += size
+    with forked(program.module):
+        for inputs, labels, size in samples_of(program, who, labels=True, limit=samples):
+            if not seen:
+                with torch.no_grad():
+                    check_repeats(program, inputs, who)
+            step = 1 if squares else size
+            for start in range(0, size, step):
+                part, wanted = (head(each, start, start + step) for each in (inputs, labels))
+                recorder.add(task, part, wanted, step, squares)
+            seen += size
     mean = {name: total / seen for name, total in recorder.sums.items()}
     return Gradients(mean, seen, {name: total / seen for name, total in recorder.squares.items()})
 
@@ -95,13 +97,13 @@ class _Recorder:
         who: str,
     ) -> None:
         self.who, self.program = who, program
-        self.leaves = _leaves(program, parameters, who)
+        self.module = runner(program.module, self._visit)
+        self.leaves = _leaves(self.module, parameters, who)
         self.places = [(*_pair(place), tap) for place, tap in taps.items()]
         check_nodes(program, (name for pair in self.places for name in pair[:2]), who)
         self.watched = {name for pair in self.places for name in pair[:2]}
         self.written = _written(program.module.graph)
         self.values: dict[str, Tensor] = {}
-        self.module = runner(program.module, self._visit)
         self.sums = {n: torch.zeros_like(p, dtype=_wide(p)) for n, p in self.leaves.items()}
         self.squares: dict[str, Tensor] = {}
 
@@ -186,11 +188,12 @@ def _written(graph: fx.Graph) -> set[str]:
     return {node.name for node in graph.nodes if classes[node] in roots}
 
 
-def _leaves(program: Program, parameters: Collection[str] | None, who: str) -> dict[str, Tensor]:
+def _leaves(
+    module: CapturedModule, parameters: Collection[str] | None, who: str
+) -> dict[str, Tensor]:
     """A leaf for each parameter that shares its memory and requires a gradient; tied ones share
     one, so that each name has the whole gradient.
     """
-    module = program.module
     read = (parameter_of(node) for node in module.graph.nodes)
     known = {name for name in read if name and isinstance(find_tensor(module, name), nn.Parameter)}
     wanted = sorted(known) if parameters is None else parameters

@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 from fxcompress.calibrate.data import require_data, samples_of
 from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule, clone_graph
-from fxcompress.masked import copies, flat_inputs
+from fxcompress.masked import flat_inputs
 from fxcompress.program import Program
+from fxcompress.state import copies, forked, isolated
 from fxcompress.train.batches import call, head
 from fxcompress.verify import distance
 
@@ -52,7 +53,7 @@ def observe(
         program.module, lambda n, value: taps[n.name](value) if n.name in taps else None
     )
     seen = 0
-    with torch.no_grad():
+    with torch.no_grad(), forked(module):
         for inputs, _, size in samples_of(program, who, limit=samples):
             if not seen:
                 check_repeats(program, inputs, who)
@@ -102,10 +103,11 @@ def runner(
 ) -> CapturedModule:
     """A module to call as the task says, which shows the value of every node to `visit`.
 
-    It shares the tensors of `source` and is in evaluation mode. Where `visit` returns something,
+    It shares the tensors of `source`, but for copies of those that the graph writes to, and is in
+    evaluation mode. Where `visit` returns something,
     that takes the value's place.
     """
-    module = clone_graph(source).eval()
+    module = isolated(clone_graph(source).eval())
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         flat = flat_inputs(module, copies(args), copies(kwargs))

@@ -17,6 +17,7 @@ from fxcompress.calibrate.reads import Read
 from fxcompress.graph import CapturedModule
 from fxcompress.groups import ChannelGroup
 from fxcompress.program import Program
+from fxcompress.state import forked
 from fxcompress.train.batches import call
 
 
@@ -81,10 +82,11 @@ def paired_moments(
 
     modules = [runner(program.module, keep(0)), runner(other, keep(1))]
     sums = {read: _Sum(read, axes[read.value], group, gram) for read in reads}
-    with torch.no_grad():
+    with torch.no_grad(), forked(program.module):
         for inputs, _, _ in samples_of(program, who, limit=samples):
             for module in modules:
-                call(module, task, inputs)
+                with forked(module):
+                    call(module, task, inputs)
             for read, one in sums.items():
                 one.add(kept[0][read.value], kept[1][read.value])
             for held in kept:

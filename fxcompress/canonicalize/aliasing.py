@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from torch import fx
 from torch._ops import OpOverload
 
+from fxcompress.canonicalize.undeclared import handed_on
+
 
 def alias_classes(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Map each node to a representative of the nodes that may share its memory.
 
-    Views, in-place operators and the elements of a multiple result share; the schemas say so.
+    Views, in-place operators and the elements of a multiple result share; the schemas say so, and
+    composite operators are asked where theirs are silent.
     """
     parent: dict[fx.Node, fx.Node] = {node: node for node in graph.nodes}
 
@@ -41,6 +44,7 @@ def _sharing_inputs(node: fx.Node) -> Iterator[fx.Node]:
         yield from node.all_input_nodes
         return
     yield from (value for value, _ in _aliased_arguments(node))
+    yield from handed_on(node)
 
 
 def _aliased_arguments(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:

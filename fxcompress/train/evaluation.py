@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import FxCompressError
+from fxcompress.state import evaluating, forked
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call, size_of
 
@@ -13,21 +14,20 @@ from fxcompress.train.batches import batches_of, call, size_of
 def evaluate(module: nn.Module, task: Task) -> float:
     """The task's metric in evaluation mode, batches weighted by their sizes.
 
+    The module's parameters, buffers and modes, and the global random generators, are as before
+    afterwards.
+
     Raises:
         FxCompressError: The task has no metric or no data.
     """
     if task.metric is None:
         raise FxCompressError("the task has no metric; give Task(data, metric=...)")
-    was_training, total, count = module.training, 0.0, 0
-    module.eval()
-    try:
-        with torch.no_grad():
-            for inputs, labels in batches_of(module, task):
-                size = size_of(inputs)
-                total += task.metric(call(module, task, inputs), labels) * size
-                count += size
-    finally:
-        module.train(was_training)
+    total, count = 0.0, 0
+    with evaluating(module) as alone, forked(module), torch.no_grad():
+        for inputs, labels in batches_of(alone, task):
+            size = size_of(inputs)
+            total += task.metric(call(alone, task, inputs), labels) * size
+            count += size
     if not count:
         raise FxCompressError("the task's data are empty; can they be iterated only once?")
     return total / count

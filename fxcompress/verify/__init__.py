@@ -22,9 +22,9 @@ from torch.utils import _pytree as pytree
 from fxcompress.coupling import Coupling
 from fxcompress.errors import VerificationError
 from fxcompress.graph import CapturedModule, clone_graph
-from fxcompress.masked import copies
 from fxcompress.plan import Plan
 from fxcompress.report import Check
+from fxcompress.state import run_alone
 from fxcompress.verify.compare import (
     TOLERANCE,
     coarsest_dtype,
@@ -33,6 +33,7 @@ from fxcompress.verify.compare import (
     drawn,
     is_vacuous,
 )
+from fxcompress.verify.draws import refuse_unequal_draws
 from fxcompress.verify.reference import Reference, compared_by, kind_of, reference_of
 from fxcompress.verify.values import check_values
 
@@ -58,8 +59,8 @@ def verify(
 
     Raises:
         VerificationError: They differ by more than the tolerance, an output is not finite where
-            the reference is, a tensor does not hold what the plan says, or the new program does
-            not run.
+            the reference is, a tensor does not hold what the plan says, the new program does not
+            run, or the model draws random numbers that cannot be lined up.
     """
     kind = kind_of(plan)
     check_values(old, new, coupling, plan, kind)
@@ -76,6 +77,7 @@ def verify(
         small = copy.deepcopy(small).double()
         result = _compare(reference, small, args, kwargs, kind, tolerance)
     if not result.ok:
+        refuse_unequal_draws(reference.old, small, args, kwargs)
         raise VerificationError(
             f"{kind}: the outputs differ by {result.max_relative_error:.3g} (relative), "
             f"allowed {result.tolerance}; "
@@ -111,7 +113,7 @@ def _compare(
             args, kwargs = pytree.tree_map_only(Tensor, drawn, (args, dict(kwargs)))
             wanted = reference(new, args, kwargs)
         try:
-            found = new(*copies(args), **copies(dict(kwargs)))
+            found = run_alone(new, args, kwargs)
         except RuntimeError as error:
             raise VerificationError(
                 f"the new program does not run: {error}; this is a fault in an axis rule or in the "

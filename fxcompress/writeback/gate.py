@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.ambient import EXCLUSIVE
 from fxcompress.graph import CapturedModule, clone_graph, dynamic_dims, is_tensor
+from fxcompress.state import forked, isolated, preserved
 from fxcompress.verify import TOLERANCE, distance
 from fxcompress.writeback.transplant import named_tensors
 
@@ -137,11 +138,11 @@ def beside(given: Inputs, model: nn.Module) -> Inputs:
 
 def _run(model: nn.Module, given: Inputs) -> Any:
     args, kwargs = beside(given, model)
-    with torch.no_grad():
+    with torch.no_grad(), forked(model):
         if isinstance(model, CapturedModule):
-            found = model(*args, **kwargs)
+            found = isolated(model)(*args, **kwargs)
         else:
-            with evaluating(model):
+            with evaluating(model), preserved(model):
                 found = model(*args, **kwargs)
     return pytree.tree_map_only(Tensor, Tensor.cpu, found)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from fxcompress.capture import DynamicSpec, capture
 from fxcompress.errors import CaptureError
+from fxcompress.state import forked
 from fxcompress.writeback.gate import evaluating
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def attributes_read(
     found: set[tuple[str, str]] = set()
     for path, module in list(twin.named_modules()):
         module.__class__ = _listening(type(module), path, found)
-    with torch.no_grad(), evaluating(twin):
+    with torch.no_grad(), evaluating(twin), forked(twin):
         twin(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
     try:
         capture(twin, args, kwargs, dynamic)  # some classes take another way when they are traced

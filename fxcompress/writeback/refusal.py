@@ -16,6 +16,7 @@ from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, capture
 from fxcompress.errors import CaptureError
 from fxcompress.graph import CapturedModule
+from fxcompress.state import forked, preserved
 from fxcompress.writeback.evidence import Evidence, integers, module_path
 from fxcompress.writeback.gate import Verdict, evaluating
 
@@ -87,7 +88,7 @@ def _failing_module(result: nn.Module, given: Any) -> str | None:
         hooks.append(module.register_forward_pre_hook(lambda *_, path=path: running.append(path)))
         hooks.append(module.register_forward_hook(lambda *_: running.pop() and None))
     try:
-        with torch.no_grad(), evaluating(result):
+        with torch.no_grad(), evaluating(result), preserved(result), forked(result):
             result(*given[0], **given[1])
     except Exception:  # the same failure as before; now it is known where
         return running[-1] if running else None
