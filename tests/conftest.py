@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import fxcompress as fx
+import seeded
 import torchvision_shim
 from normed_convs import NormedConvs
 
@@ -40,9 +42,19 @@ class _TorchRandom:
 _TORCH_RANDOM = _TorchRandom()  # hypothesis only holds a weak reference
 hypothesis.register_random(_TORCH_RANDOM)
 
-# No deadlines: the first example of a law pays for captures and compilations.
-hypothesis.settings.register_profile("default", deadline=None, max_examples=25, print_blob=True)
-hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500, print_blob=True)
+# No deadlines: the first example of a law pays for captures and compilations. No health check that
+# measures time or luck: on a busy machine it would fail a law that holds.
+LAWS = hypothesis.settings(
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.data_too_large,
+        hypothesis.HealthCheck.filter_too_much,
+    ],
+)
+hypothesis.settings.register_profile("default", LAWS, max_examples=25)
+hypothesis.settings.register_profile("thorough", LAWS, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
@@ -55,11 +67,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the seed of the order, which `-q` leaves out of the header."""
+    if config.pluginmanager.hasplugin("randomly"):
+        seed = config.getoption("randomly_seed")
+        terminalreporter.line(f"the order of the tests: --randomly-seed={seed}")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    seeded.seed()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
+    """What several tests share does not depend on which of them comes first, nor they on it."""
+    with nullcontext() if fixturedef.scope == "function" else seeded.apart():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

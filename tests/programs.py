@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from torch import nn
 
 import fxcompress as fx
 from fxcompress.plan import Plan
 from fxcompress.program import Program
 from models import MODELS, build
+from seeded import once
 
 PRUNABLE = sorted(MODELS)
 
 
-@cache
+@once
 def program(name: str) -> Program:
     model, args, kwargs = build(name)
     return fx.compile(model, args, kwargs)

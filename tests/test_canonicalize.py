@@ -368,7 +368,8 @@ UNFOLDABLE: dict[str, Callable[[Tensor], Any]] = {
     "filled from the input": lambda x: torch.zeros(2, 4).add_(x.sum()),
     "filled through a view": lambda x: [t := torch.zeros(2, 4), t[0].add_(x.sum()), t][2] + 1,
     "returned": lambda x: [x, torch.ones(3)],
-    "undefined": lambda x: x + torch.empty(4) * 0,
+    # Reads what memory happens to hold, and gives x whatever that is.
+    "undefined": lambda x: torch.where(torch.empty(4) > 0, x, x),
     "of the input": lambda x: x + x.mean(),
 }
 

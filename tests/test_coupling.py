@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import pairwise
 
 import networkx as nx
@@ -20,15 +19,16 @@ from fxcompress.facts import Coupling
 from fxcompress.graph import CapturedModule, find_tensor
 from fxcompress.groups import Analysis, ChannelGroup
 from models import MODELS, build
+from seeded import once
 
 
-@cache
+@once
 def module_of(name: str) -> CapturedModule:
     model, args, kwargs = build(name)
     return canonicalize(capture(model, args, kwargs).module)
 
 
-@cache
+@once
 def coupling_of(name: str) -> Coupling:
     return couple(module_of(name))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from fxcompress.passes import MagnitudePruning
 from fxcompress.program import Program
 from models import randomize
 from programs import program
+from seeded import once
 
 FIVE = ("heads", "qk", "vo", "mlp", "residual")
 IDS = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ NETS = {
 }
 
 
-@cache
+@once
 def transformer(name: str) -> Program:
     hf = pytest.importorskip("transformers", reason="needs the extra [models]")
     torch.manual_seed(0)

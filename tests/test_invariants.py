@@ -14,19 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import fxcompress as fx
 from fxcompress.program import Program
 from models import MODELS, build, rebatch, tensors
+from programs import program as dense
 from selection import RandomSelection, zero_masked
 
 nets = pytest.mark.parametrize("name", MODELS)
-DENSE: dict[str, Program] = {}
 ROUNDING = 1e-10  # float64: sums of a few hundred terms in another order
-
-
-def dense(name: str) -> Program:
-    """The captured net; captured once, since programs never change."""
-    if name not in DENSE:
-        model, args, kwargs = build(name)
-        DENSE[name] = fx.compile(model, args, kwargs)
-    return DENSE[name]
 
 
 def small(name: str, seed: int = 0, *, exact_only: bool = False) -> Program:
