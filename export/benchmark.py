@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from fxcompress.ambient import sealed
+from fxcompress.arguments import Count, Interval, Seed, checked
 from fxcompress.errors import ExportError
 from fxcompress.export.exportable import (
     Example,
@@ -44,15 +45,16 @@ Call = Callable[[], Any]
 Progress = Callable[[int, int], None]
 
 
+@checked(ExportError)
 @sealed
 def benchmark(
     entries: Mapping[str, Entry] | Sequence[Entry],
     *,
-    rounds: int = 50,
-    warmup: int = 5,
-    threads: int = 1,
+    rounds: Annotated[int, Interval("[2, 1000000]")] = 50,
+    warmup: Annotated[int, Interval("[0, 1000000]")] = 5,
+    threads: Count = 1,
     inputs: Sequence[Tensor] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress | None = None,
 ) -> BenchmarkResult:
     """Time ONNX files in onnxruntime and modules in torch; the first entry is the one to beat.
@@ -75,7 +77,7 @@ def benchmark(
         ExportError: An entry cannot be loaded or does not take the inputs.
     """
     named = _by_name(entries)
-    _validate(rounds, warmup, threads)
+    _validate(threads)
     tensors = tuple(inputs) if inputs is not None else _default_inputs(named, seed)
     with ExitStack() as stack:
         stack.enter_context(_torch_threads(threads))
@@ -168,10 +170,8 @@ def _default_inputs(named: Mapping[str, Entry], seed: int) -> tuple[Tensor, ...]
     raise ExportError("plain modules do not say what they take; pass inputs=[...]")
 
 
-def _validate(rounds: int, warmup: int, threads: int) -> None:
-    if rounds < 2 or warmup < 0:
-        raise ExportError(f"rounds={rounds}, warmup={warmup}: at least 2 rounds, 0 warm-ups")
-    if not 1 <= threads <= available_cores():
+def _validate(threads: int) -> None:
+    if threads > available_cores():
         raise ExportError(f"threads={threads}: this process may use 1 to {available_cores()} cores")
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from fxcompress.ambient import sealed
+from fxcompress.arguments import AnyPath, Interval, NotNegative, Seed, checked
 from fxcompress.errors import ExportError, VerificationError
 from fxcompress.export.blame import Blame, Disagreement, errors_of, find_guilty
 from fxcompress.export.compare import OutputError, tolerance_for
@@ -53,12 +53,12 @@ class CheckResult:
     @property
     def ok(self) -> bool:
         """Whether file and program agree on every input."""
-        return all(checked.ok for checked in self.inputs)
+        return all(compared.ok for compared in self.inputs)
 
     @property
     def max_error(self) -> float:
         """The largest relative error of any output on any input."""
-        return max(error.relative for checked in self.inputs for error in checked.outputs)
+        return max(error.relative for compared in self.inputs for error in compared.outputs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -68,8 +68,11 @@ class CheckResult:
             "max_relative_error": None if math.isinf(self.max_error) else self.max_error,
             "tolerance": self.tolerance,
             "inputs": [
-                {"label": checked.label, "outputs": [error.to_dict() for error in checked.outputs]}
-                for checked in self.inputs
+                {
+                    "label": compared.label,
+                    "outputs": [error.to_dict() for error in compared.outputs],
+                }
+                for compared in self.inputs
             ],
             "blame": str(self.blame) if self.blame else None,
             "notes": list(self.notes),
@@ -81,26 +84,27 @@ class CheckResult:
             f"{self.path} {verdict} the program in onnxruntime: max relative error "
             f"{self.max_error:.2g} over {len(self.inputs)} inputs (allowed {self.tolerance:.2g})"
         ]
-        for checked in self.inputs:
+        for compared in self.inputs:
             lines += [
-                f"  {checked.label}: {error.output} is off by {error.relative:.2g}"
+                f"  {compared.label}: {error.output} is off by {error.relative:.2g}"
                 + (f" ({error.problem})" if error.problem else "")
-                for error in checked.outputs
+                for error in compared.outputs
                 if not error.ok
             ]
         lines += [f"  guilty is {self.blame}"] if self.blame else []
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
+@checked(ExportError)
 @sealed
 def check(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     program: Exportable,
     *,
-    rtol: float | None = None,
-    atol: float | None = None,
-    samples: int = 3,
-    seed: int = 0,
+    rtol: NotNegative | None = None,
+    atol: NotNegative | None = None,
+    samples: Annotated[int, Interval("[1, 10000]")] = 3,
+    seed: Seed = 0,
     raise_on_failure: bool = True,
 ) -> CheckResult:
     """Compare a file, run by onnxruntime with its optimisations on, with the program in torch.
@@ -122,11 +126,9 @@ def check(
         VerificationError: They differ; the message names input, output, distance and culprit.
         ExportError: There is nothing to compare: no such file, or inputs that do not match.
     """
-    if samples < 1:
-        raise ExportError(f"samples={samples}: check at least one input, the example itself")
     file, inputs = describe(path), inputs_of(program)
     session = open_session(path)
-    checked: list[InputCheck] = []
+    compared: list[InputCheck] = []
     blame: Blame | None = None
     zero: set[str] | None = None
     with inference_module(program) as module:
@@ -135,16 +137,16 @@ def check(
         for label, tensors in _cases(inputs, samples, seed):
             expected = run_module(module, inputs, tensors)
             errors = errors_of(session, file, tensors, expected, allowed)
-            checked.append(InputCheck(label, errors))
+            compared.append(InputCheck(label, errors))
             silent = {name for name, tensor in expected.items() if not tensor.any()}
             zero = silent if zero is None else zero & silent
-            if not blame and not checked[-1].ok:
+            if not blame and not compared[-1].ok:
                 case = Disagreement(file.path, module, inputs, tensors, expected, errors, allowed)
                 blame = find_guilty(program, case)
     notes = tuple(
         f"{name} is zero on every input: agreeing there proves little" for name in zero or ()
     )
-    result = CheckResult(file.path, tuple(checked), allowed.relative, blame, notes)
+    result = CheckResult(file.path, tuple(compared), allowed.relative, blame, notes)
     if raise_on_failure and not result.ok:
         raise VerificationError(str(result))
     return result

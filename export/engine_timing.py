@@ -6,14 +6,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import AnyPath, Interval, checked
 from fxcompress.errors import ExportError
 from fxcompress.export.statistics import Spread, spread
-from fxcompress.export.tensorrt import EngineFile, Shape
+from fxcompress.export.tensorrt import EngineFile, Library, Shape
 from fxcompress.export.tensorrt_library import load_library, logged
 
 _DTYPES = {
@@ -43,13 +44,14 @@ class EngineTiming:
         return asdict(self)
 
 
+@checked(ExportError)
 def time_engine(
-    engine: EngineFile | str | os.PathLike[str],
+    engine: EngineFile | AnyPath,
     *,
     shapes: Mapping[str, Shape] | None = None,
-    rounds: int = 100,
-    warmup: int = 10,
-    library: str | None = None,
+    rounds: Annotated[int, Interval("[1, 1000000]")] = 100,
+    warmup: Annotated[int, Interval("[0, 1000000]")] = 10,
+    library: Library | None = None,
 ) -> EngineTiming:
     """Time an engine between CUDA events, with its tensors on the GPU all along.
 
@@ -63,8 +65,6 @@ def time_engine(
     Raises:
         ExportError: There is no GPU for it, or the library does not take the engine.
     """
-    if rounds < 1 or warmup < 0:
-        raise ExportError(f"rounds={rounds}, warmup={warmup}: at least one round, no less warm-up")
     if not torch.cuda.is_available():
         raise ExportError(
             f"timing {os.fspath(engine)} needs an NVIDIA GPU and a CUDA build of torch, and "

@@ -11,13 +11,14 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxcompress.ambient import EXCLUSIVE
+from fxcompress.arguments import Checked
 from fxcompress.errors import ExportError
 from fxcompress.export.names import input_names, named_outputs, unique_names
 from fxcompress.graph import CapturedModule
@@ -45,7 +46,7 @@ class Exportable(Protocol):
 
 
 @dataclass(frozen=True)
-class Example:
+class Example(Checked):
     """A plain module made exportable.
 
     Example:
@@ -53,6 +54,8 @@ class Example:
         >>> inputs_of(dense).names
         ('input',)
     """
+
+    error: ClassVar = ExportError
 
     module: nn.Module
     args: tuple[Any, ...]

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
 from fxcompress.ambient import sealed
+from fxcompress.arguments import AnyPath, Interval, checked
 from fxcompress.capture.tracing import quiet
 from fxcompress.errors import ExportError
 from fxcompress.export.exportable import (
@@ -71,9 +72,14 @@ class OnnxFile:
         }
 
 
+@checked(ExportError)
 @sealed
 def to_onnx(
-    program: Exportable, path: str | os.PathLike[str], *, opset: int = 20, optimize: bool = True
+    program: Exportable,
+    path: AnyPath,
+    *,
+    opset: Annotated[int, Interval("[1, 1000]")] = 20,
+    optimize: bool = True,
 ) -> OnnxFile:
     """Export a program, in evaluation mode, and write it in one step.
 

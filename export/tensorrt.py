@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from fxcompress.arguments import AnyPath, Count, checked
 from fxcompress.errors import ExportError
 from fxcompress.export.onnx import describe
 from fxcompress.export.tensorrt_library import TensorRt, load_library, parsed
 from fxcompress.files import file_target, write_bytes
 
+Library = Literal["tensorrt", "tensorrt_rtx"]
 Shape = tuple[int, ...]
 Profile = tuple[Shape, Shape, Shape]
 
@@ -54,7 +55,8 @@ class EngineFile:
         return {**asdict(self), "path": str(self.path)}
 
 
-def parse(path: str | os.PathLike[str], *, library: str | None = None) -> ParsedNetwork:
+@checked(ExportError)
+def parse(path: AnyPath, *, library: Library | None = None) -> ParsedNetwork:
     """Let TensorRT's parser read an ONNX file: will it take the model?
 
     Raises:
@@ -73,14 +75,15 @@ def parse(path: str | os.PathLike[str], *, library: str | None = None) -> Parsed
     )
 
 
+@checked(ExportError)
 def build_engine(
-    path: str | os.PathLike[str],
-    engine_path: str | os.PathLike[str],
+    path: AnyPath,
+    engine_path: AnyPath,
     *,
     sparse: bool = False,
     shapes: Mapping[str, Profile] | None = None,
-    compute_capability: int | None = None,
-    library: str | None = None,
+    compute_capability: Count | None = None,
+    library: Library | None = None,
 ) -> EngineFile:
     """Build an engine from an ONNX file and write it in one step.
 

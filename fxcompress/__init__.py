@@ -6,6 +6,7 @@ are in `fxcompress.passes`, ONNX and runtimes in `fxcompress.export`.
 """
 
 from fxcompress import export, passes
+from fxcompress.arguments import checked
 from fxcompress.budget import Budget
 from fxcompress.compiler import apply, compile
 from fxcompress.errors import (
@@ -27,6 +28,7 @@ from fxcompress.task import Task
 from fxcompress.version import __version__
 
 
+@checked(PlanError)
 def explain(program: Program, first: str, second: str | None = None) -> str:
     """Why two parameters move together, as the chain of operations that ties them.
 

@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from fxcompress.ambient import sealed
+from fxcompress.arguments import Seed, checked
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, Source, capture
 from fxcompress.coupling import check_pins
-from fxcompress.errors import PlanError
+from fxcompress.errors import CaptureError, PlanError
 from fxcompress.groups import names_after
 from fxcompress.plan import Plan
 from fxcompress.program import Pass, Program
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 
 
+@checked(
+    PlanError, model=CaptureError, args=CaptureError, kwargs=CaptureError, dynamic=CaptureError
+)
 @sealed
 def compile(
     model: Source,
@@ -40,7 +44,7 @@ def compile(
     pin: Collection[str] = (),
     probe: bool = False,
     verify: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     on_progress: Progress | None = None,
 ) -> Program:
     """Compress a model and return a program of the same interface, with the evidence that it is
@@ -83,8 +87,6 @@ def compile(
         >>> small.report.params.after
         108
     """
-    if not isinstance(passes, Sequence):
-        raise PlanError(f"passes is a sequence, as in passes=[{passes!r}]")
     tell = on_progress or logger.info
     tell("capture")
     captured = capture(model, args, kwargs, dynamic)
@@ -108,6 +110,7 @@ def compile(
     return program
 
 
+@checked(PlanError)
 @sealed
 def apply(program: Program, one: Pass, *, verify: bool = True) -> Program:
     """Run one pass on a program and give the new program; the old one stays as it was.

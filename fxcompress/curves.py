@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fxcompress.arguments import FilePath, checked
+from fxcompress.errors import PlanError
 from fxcompress.figures import write_figure
 
 Line = tuple[tuple[float, ...], tuple[float, ...]]
@@ -34,7 +36,8 @@ class Curves:
         lines = {name: {"x": list(x), "y": list(y)} for name, (x, y) in self.lines.items()}
         return {"x": self.x, "y": self.y, "lines": lines, "marks": dict(self.marks)}
 
-    def plot(self, path: str | Path) -> Path:
+    @checked(PlanError)
+    def plot(self, path: FilePath) -> Path:
         """Draw all curves into one picture (PNG, SVG, PDF: by the suffix); give the path back."""
         # A figure of its own: pyplot would choose a window system. Imported where it is used.
         from matplotlib.figure import Figure

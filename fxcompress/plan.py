@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fxcompress.arguments import Checked
 from fxcompress.curves import Curves
 from fxcompress.groups import ChannelGroup
 from fxcompress.projection import Choice
 
 
 @dataclass(frozen=True, eq=False)
-class Project:
+class Project(Checked):
     """The n units of `group` become k.
 
     Attributes:
@@ -76,7 +77,7 @@ class Pattern:
 
 
 @dataclass(frozen=True, eq=False)
-class Replace:
+class Replace(Checked):
     """`parameter` gets new values of the same shape; `mask` is True where they may be non-zero, and
     adheres to `pattern` where one is given.
 
@@ -90,7 +91,7 @@ class Replace:
 
 
 @dataclass(frozen=True, eq=False)
-class Reparametrize:
+class Reparametrize(Checked):
     """`parameter` is read through `module` from now on, until the program is finalised.
 
     The module takes the parameter and returns a tensor of the same shape and dtype.
@@ -101,7 +102,7 @@ class Reparametrize:
 
 
 @dataclass(frozen=True, eq=False)
-class Offset:
+class Offset(Checked):
     """A constant that is added to what the linear layer with this weight gives, in all its calls.
 
     It goes into the layer's bias, into the BatchNorm that alone reads the layer where there is no
@@ -120,7 +121,7 @@ Edit = Project | Replace | Reparametrize | Offset
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Checked):
     """The edits of one pass, with what a person should know about them.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from fxcompress import io
 from fxcompress.ambient import sealed
+from fxcompress.arguments import FilePath, checked
 from fxcompress.cost import Cost, CostModel, cost_model
 from fxcompress.coupling import couple
-from fxcompress.errors import LoadError
+from fxcompress.errors import LoadError, PlanError, WriteBackError
 from fxcompress.explain import explain_groups, explain_path, matching_groups, shared_groups
 from fxcompress.finalize import finalize
 from fxcompress.graph import CapturedModule, clone_graph, find_tensor
@@ -25,6 +27,7 @@ from fxcompress.report import Report
 from fxcompress.sparsity import Masks, Zeros
 from fxcompress.task import Task
 from fxcompress.tensors import names_of, replace_tensor, state_digest
+from fxcompress.validate import check_values
 from fxcompress.writeback import write_back
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -104,23 +107,31 @@ class Program:
         """The digest of the dense weights: `parent`, or that of its own before any pass."""
         return self.parent or state_digest(self.module)
 
+    @checked(PlanError)
     def group(self, name: str) -> ChannelGroup:
         """The group of this name.
 
         Raises:
-            KeyError: There is none.
+            PlanError: There is none; with the nearest names.
         """
         for group in self.groups:
             if group.name == name:
                 return group
-        raise KeyError(f"no group is called {name}; there are {[g.name for g in self.groups]}")
+        names = [group.name for group in self.groups]
+        near = get_close_matches(name, names, n=3, cutoff=0.0) or names
+        raise PlanError(f"no group is called {name!r}; the nearest are {', '.join(near)}")
 
+    @checked(PlanError)
     @sealed
     def with_values(self, values: Mapping[str, Tensor]) -> Program:
         """The same program with other values, of the same shapes, for some parameters or buffers.
 
         The analysis is shared, so groups of one are groups of the other.
+
+        Raises:
+            PlanError: There is no parameter or buffer of a name, or its shape is another.
         """
+        check_values(self.module, values)
         module = clone_graph(self.module)
         names = names_of(module)
         for name, value in values.items():
@@ -135,6 +146,7 @@ class Program:
     def __str__(self) -> str:
         return str(self.report)
 
+    @checked(PlanError)
     @sealed
     def explain(self, first: str, second: str | None = None) -> str:
         """Why two parameters move together, or the groups that hold one."""
@@ -142,9 +154,10 @@ class Program:
             return explain_groups(self.groups, first)
         return explain_path(self.module, self.analysis.coupling, self.groups, first, second)
 
+    @checked(PlanError)
     @sealed
     def draw(
-        self, path: str | Path, group: str | None = None, *, ties: tuple[str, str] | None = None
+        self, path: FilePath, group: str | None = None, *, ties: tuple[str, str] | None = None
     ) -> Path:
         """Draw what moves together, as a file that ends in ``.svg``, ``.png`` or ``.pdf``.
 
@@ -177,6 +190,7 @@ class Program:
         changes = {k: replace(getattr(self.report, k), after=v) for k, v in after.items()}
         return replace(new, report=replace(self.report, **changes))
 
+    @checked(WriteBackError)
     @sealed
     def write_back(self, model: Model) -> Model:
         """A new instance of the user's class with the smaller parameters and mended attributes.
@@ -190,8 +204,9 @@ class Program:
         """
         return write_back(self.finalize().module, model, self.args, self.kwargs)
 
+    @checked(PlanError)
     @sealed
-    def save(self, path: str | Path) -> None:
+    def save(self, path: FilePath) -> None:
         """Write the program, masks folded, without pickle.
 
         To a directory, or to one file where `path` ends in ``.fxc`` or ``.safetensors``.
@@ -219,8 +234,9 @@ class Program:
         io.save_module(path, final.module, manifest)
 
 
+@checked(LoadError)
 @sealed
-def load(path: str | Path, *, allow: Collection[str] = ()) -> Program:
+def load(path: FilePath, *, allow: Collection[str] = ()) -> Program:
     """Read a program that `Program.save` wrote. The original class is not needed.
 
     Nothing that the file says is run or imported, whoever wrote it. Running the program runs

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from fxcompress.ambient import sealed
+from fxcompress.arguments import FilePath, Interval, checked
 from fxcompress.budget import Limits, Sizing, names_of, scope_of
 from fxcompress.calibrate.data import samples_of
 from fxcompress.curves import Curves
@@ -92,7 +93,8 @@ class Sensitivity:
         }
         return Curves("share of units removed", what, lines)
 
-    def plot(self, path: str | Path) -> Path:
+    @checked(PlanError)
+    def plot(self, path: FilePath) -> Path:
         """Draw `curves` into a picture (PNG, SVG, PDF: by the suffix); give the path back."""
         return self.curves().plot(path)
 
@@ -109,11 +111,12 @@ class Sensitivity:
         return "\n".join([f"dense: {_words(self.dense)}", *(line.rstrip() for line in body)])
 
 
+@checked(PlanError)
 @sealed
 def sensitivity(
     program: Program,
     method: Sizing | Criterion,
-    ratios: Sequence[float] = (0.25, 0.5, 0.75),
+    ratios: Sequence[Annotated[float, Interval("(0, 1)")]] = (0.25, 0.5, 0.75),
     task: Task | Iterable[Any] | None = None,
 ) -> Sensitivity:
     """Cut every group alone, by each of the ratios, and measure the loss and metric on data.
@@ -136,8 +139,8 @@ def sensitivity(
     if task is not None:
         program = replace(program, task=as_task(task))
     pass_ = _as_pass(method)
-    if not ratios or not all(0 < ratio < 1 for ratio in ratios):
-        raise PlanError(f"ratios are shares of units to remove, in (0, 1); got {ratios!r}")
+    if not ratios:
+        raise PlanError("sensitivity: ratios is empty; give shares of units to remove, in (0, 1)")
     dense = _measured(program)
     if dense.loss is not None and not isfinite(dense.loss):
         raise PlanError(f"the model's own loss on the data is {dense.loss}; mend data or model")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
+from fxcompress.arguments import Checked, Holds
 from fxcompress.errors import PlanError
+
+Batches = Annotated[
+    Iterable[Any],
+    Holds("of batches, such as a loader or [batch]", lambda value: not hasattr(value, "dtype")),
+]
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Checked):
     """Data with what to make of it.
 
     Attributes:
@@ -25,7 +31,7 @@ class Task:
             ``model(*inputs)`` for a tuple and ``model(**inputs)`` for a mapping.
     """
 
-    data: Iterable[Any]
+    data: Batches
     loss: Callable[[Any, Any], Tensor] | None = None
     metric: Callable[[Any, Any], float] | None = None
     forward: Callable[[Any, Any], Any] | None = None

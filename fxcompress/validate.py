@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
+
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +40,27 @@ def check_plan(module: CapturedModule, coupling: Coupling, plan: Plan) -> None:
             parameters.add(edit.parameter)
             _check_parameter(module, edit)
     _check_overlap(module, coupling, plan)
+
+
+def check_values(module: CapturedModule, values: Mapping[str, Tensor]) -> None:
+    """Refuse values for parameters or buffers that there are not, or of other shapes.
+
+    Raises:
+        PlanError: With the name, and the nearest ones.
+    """
+    for name, value in values.items():
+        old = find_tensor(module, name)
+        if old is None:
+            near = get_close_matches(name, module.state_dict(), n=3, cutoff=0.0)
+            raise PlanError(
+                f"values: the program has no parameter or buffer {name!r}; the nearest are "
+                f"{', '.join(near)}"
+            )
+        if value.shape != old.shape or value.dtype != old.dtype:
+            raise PlanError(
+                f"values: {name} has shape {list(old.shape)} and is {old.dtype}, "
+                f"not {list(value.shape)} and {value.dtype}"
+            )
 
 
 def _check_project(coupling: Coupling, edit: Project) -> None:

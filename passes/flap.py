@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Count
 from fxcompress.budget import Sizing
 from fxcompress.calibrate import Moments
 from fxcompress.groups import ChannelGroup
@@ -85,11 +86,7 @@ class FLAPPruning(Sizing):
 
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "zscore"
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.method  # refuses what cannot be
+    samples: Count | None = None
 
     @property
     def method(self) -> Fluctuation:

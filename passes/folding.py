@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Seed
 from fxcompress.budget import Sizing
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup
 from fxcompress.members import Producer, Rows, consumers, entries, producers
 from fxcompress.passes.folding_clusters import LINKAGES, merge_costs
 from fxcompress.passes.folding_norms import (
-    STATISTICS,
     Correlation,
     Statistics,
     UnitNorm,
@@ -28,7 +28,7 @@ from fxcompress.passes.folding_norms import (
     reweighted,
     unit_norms,
 )
-from fxcompress.passes.scores import NORMALISERS, Normaliser, normalised, one_of
+from fxcompress.passes.scores import Normaliser, normalised
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Edit, Plan, Project, Replace
 from fxcompress.program import Program
@@ -82,15 +82,8 @@ class Folding(Sizing):
     linkage: Linkage = "kmeans"
     statistics: Statistics = "auto"
     normaliser: Normaliser = "mean"
-    seed: int | None = None
+    seed: Seed | None = None
     exact_only: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("rows", self.rows, ("raw", "effective"))
-        one_of("linkage", self.linkage, tuple(LINKAGES))
-        one_of("statistics", self.statistics, STATISTICS)
-        one_of("normaliser", self.normaliser, NORMALISERS)
 
     def plan(self, program: Program) -> Plan:
         """Cluster the units of every group.

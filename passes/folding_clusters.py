@@ -24,6 +24,7 @@ Labels = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float64]
 RESTARTS = 10
 ITERATIONS = 300
+SEEDS = 2**32  # scikit-learn takes no larger ones
 SWEEPS = 50
 SLACK = 1e-12
 """A move must gain this share of all variance, so that rounding moves nothing back and forth."""
@@ -151,7 +152,9 @@ def _cut(rows: Rows, count: int) -> Labels:
 
 
 def _drawn(rows: Rows, count: int, seed: int) -> Labels:
-    return _fitted(rows, KMeans(count, n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed))
+    return _fitted(
+        rows, KMeans(count, n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed % SEEDS)
+    )
 
 
 def _lloyd(rows: Rows, labels: Labels) -> Labels:

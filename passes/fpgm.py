@@ -12,20 +12,17 @@ from fxcompress.budget import Recipe, Sizing
 from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.scores import (
-    ROLES,
     Aggregate,
+    MemberRole,
     Normaliser,
-    check_options,
     combined,
     members_of,
     normalised,
-    one_of,
     weights_of,
 )
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Plan
 from fxcompress.program import Program
-from fxcompress.rules import Role
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -46,14 +43,7 @@ class MedianDistance(Recipe):
     power: Literal[1, 2] = 1
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "mean"
-    roles: tuple[Role, ...] = ("produce", "table")
-
-    def __post_init__(self) -> None:
-        one_of("power", self.power, (1, 2))
-        check_options(self.aggregate, self.normaliser)
-        object.__setattr__(self, "roles", tuple(self.roles))
-        for role in self.roles:
-            one_of("roles", role, ROLES)
+    roles: tuple[MemberRole, ...] = ("produce", "table")
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         members = members_of(group, self.roles)
@@ -87,11 +77,7 @@ class FPGMPruning(Sizing):
     power: Literal[1, 2] = 1
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "mean"
-    roles: tuple[Role, ...] = ("produce", "table")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "roles", self.criterion.roles)
+    roles: tuple[MemberRole, ...] = ("produce", "table")
 
     @property
     def criterion(self) -> MedianDistance:

@@ -9,13 +9,11 @@ from torch import Tensor
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.scores import (
-    NORMALISERS,
     ROLES,
     Normaliser,
     combined,
     members_of,
     normalised,
-    one_of,
     weights_of,
 )
 from fxcompress.passes.structured import StructuredPass
@@ -33,9 +31,6 @@ class CoupledNorm(Recipe):
     """
 
     normaliser: Normaliser = "max"
-
-    def __post_init__(self) -> None:
-        one_of("normaliser", self.normaliser, NORMALISERS)
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         members = members_of(group, ROLES) or group.sites
@@ -73,10 +68,6 @@ class GroupNormPruning(Sizing):
     """
 
     normaliser: Normaliser = "max"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("normaliser", self.normaliser, NORMALISERS)
 
     @property
     def criterion(self) -> CoupledNorm:

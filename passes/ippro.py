@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Count, Positive
 from fxcompress.budget import Recipe, Sizing
-from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.ippro_injection import by_graph, by_hooks
 from fxcompress.passes.ippro_scores import Filters, auto_step
 from fxcompress.passes.ippro_targets import find_targets
-from fxcompress.passes.scores import NORMALISERS, Normaliser, normalised, one_of
+from fxcompress.passes.scores import Normaliser, normalised
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Plan
 from fxcompress.program import Program
@@ -48,21 +48,13 @@ class PROscore(Recipe):
         samples: How many samples of the data are looked at; None for all.
     """
 
-    lam: float | Literal["auto"] = "auto"
+    lam: Positive | Literal["auto"] = "auto"
     form: Form = "proscore"
     scale_free: bool = False
     normaliser: Normaliser = "none"
     cells: Cells = "each"
     injection: Injection = "graph"
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        one_of("score", self.form, FORMS)
-        one_of("normaliser", self.normaliser, NORMALISERS)
-        one_of("cells", self.cells, ("each", "mean"))
-        one_of("injection", self.injection, tuple(INJECTIONS))
-        if self.lam != "auto" and not self.lam > 0:
-            raise PlanError(f"lam={self.lam!r}: a step above 0, or 'auto'")
+    samples: Count | None = None
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         """Scores of one group alone; see `prepare` for several."""
@@ -144,17 +136,13 @@ class IPPRO(Sizing):
         budget: What must remain of the whole model instead.
     """
 
-    lam: float | Literal["auto"] = "auto"
+    lam: Positive | Literal["auto"] = "auto"
     score: Form = "proscore"
     scale_free: bool = False
     normaliser: Normaliser = "none"
     cells: Cells = "each"
     injection: Injection = "graph"
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.criterion
+    samples: Count | None = None
 
     @property
     def criterion(self) -> PROscore:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Count, Positive
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
@@ -21,7 +22,7 @@ from fxcompress.passes.kron_obs_factors import (
     rows_removed,
     with_drawn_labels,
 )
-from fxcompress.passes.scores import Normaliser, check_options, normalised, one_of
+from fxcompress.passes.scores import Normaliser, normalised
 from fxcompress.passes.structured import Selection, StructuredPass
 from fxcompress.places import cell_numbers, coordinates
 from fxcompress.plan import Edit, Plan, Project, Replace
@@ -53,15 +54,9 @@ class KroneckerSurgeon(Recipe):
     """
 
     labels: Labels = "drawn"
-    damping: float = 1e-3
+    damping: Positive = 1e-3
     normaliser: Normaliser = "none"
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        one_of("labels", self.labels, ("drawn", "data"))
-        check_options("mean", self.normaliser)
-        if self.damping <= 0:
-            raise PlanError(f"damping={self.damping}; factors can only be inverted with some")
+    samples: Count | None = None
 
     def prepare(self, program: Program, groups: Iterable[ChannelGroup]) -> Surgeon:
         """Accumulate the factors of all layers in one pass over the data.
@@ -186,9 +181,9 @@ class KronOBSPruning(Sizing):
     """
 
     labels: Labels = "drawn"
-    damping: float = 1e-3
+    damping: Positive = 1e-3
     normaliser: Normaliser = "none"
-    samples: int | None = None
+    samples: Count | None = None
     update: bool = True
 
     @property

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.groups import ChannelGroup
-from fxcompress.passes.scores import ROLES, combined, lamp, members_of, one_of, weights_of
+from fxcompress.passes.scores import ROLES, MemberRole, combined, lamp, members_of, weights_of
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Plan
 from fxcompress.program import Program
-from fxcompress.rules import Role
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -28,12 +27,7 @@ class LayerAdaptiveMagnitude(Recipe):
             them, scale them (``affine``, without biases), or are a ``table`` of them.
     """
 
-    roles: tuple[Role, ...] = ROLES
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "roles", tuple(self.roles))
-        for role in self.roles:
-            one_of("roles", role, ROLES)
+    roles: tuple[MemberRole, ...] = ROLES
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         members = members_of(group, self.roles) or group.sites
@@ -51,11 +45,7 @@ class LAMPPruning(Sizing):
         budget: What must remain of the whole model instead.
     """
 
-    roles: tuple[Role, ...] = ROLES
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "roles", self.criterion.roles)
+    roles: tuple[MemberRole, ...] = ROLES
 
     @property
     def criterion(self) -> LayerAdaptiveMagnitude:

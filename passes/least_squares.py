@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Count, NotNegative
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.calibrate import (
     Grams,
@@ -22,7 +23,6 @@ from fxcompress.calibrate import (
     paired_moments,
     require_data,
 )
-from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.least_squares_changes import Changed, contributions
 from fxcompress.passes.least_squares_solve import Greedy, System
@@ -69,18 +69,12 @@ class LeastSquares(Recipe):
     """
 
     taps: bool = True
-    lambda_rel: float = 1e-3
+    lambda_rel: NotNegative = 1e-3
     centred: bool = False
     sequential: bool = False
     order: Order = "refitted"
-    inputs: int = 8192
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.lambda_rel >= 0:
-            raise PlanError(f"lambda_rel is a share, 0 or more; got {self.lambda_rel}")
-        if self.order not in ("refitted", "original"):
-            raise PlanError(f"order={self.order!r}; it is 'refitted' or 'original'")
+    inputs: Count = 8192
+    samples: Count | None = None
 
     def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> Fitted:
         """Look at the data once, for all groups.
@@ -276,16 +270,12 @@ class LeastSquaresPruning(Sizing):
     """
 
     taps: bool = True
-    lambda_rel: float = 1e-3
+    lambda_rel: NotNegative = 1e-3
     centred: bool = False
     sequential: bool = False
     order: Order = "refitted"
-    inputs: int = 8192
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.method  # refuses what cannot be
+    inputs: Count = 8192
+    samples: Count | None = None
 
     @property
     def method(self) -> LeastSquares:

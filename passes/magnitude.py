@@ -12,20 +12,17 @@ from fxcompress.budget import Recipe, Sizing
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup, Site
 from fxcompress.passes.scores import (
-    ROLES,
     Aggregate,
+    MemberRole,
     Normaliser,
-    check_options,
     combined,
     entries_of,
     members_of,
     normalised,
-    one_of,
 )
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Plan
 from fxcompress.program import Program
-from fxcompress.rules import Role
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -47,14 +44,7 @@ class Magnitude(Recipe):
     p: Literal[1, 2] = 2
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "mean"
-    roles: tuple[Role, ...] = ("produce", "table")
-
-    def __post_init__(self) -> None:
-        one_of("p", self.p, (1, 2))
-        check_options(self.aggregate, self.normaliser)
-        object.__setattr__(self, "roles", tuple(self.roles))
-        for role in self.roles:
-            one_of("roles", role, ROLES)
+    roles: tuple[MemberRole, ...] = ("produce", "table")
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         members = members_of(group, self.roles) or group.sites
@@ -94,11 +84,7 @@ class MagnitudePruning(Sizing):
     p: Literal[1, 2] = 2
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "mean"
-    roles: tuple[Role, ...] = ("produce", "table")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "roles", self.criterion.roles)
+    roles: tuple[MemberRole, ...] = ("produce", "table")
 
     @property
     def criterion(self) -> Magnitude:

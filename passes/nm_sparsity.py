@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from fxcompress.arguments import Count
 from fxcompress.budget import Globs, Recipe, check_globs, matches, names_of
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor, parameter_of
@@ -47,14 +48,14 @@ class NMSparsity(Recipe):
         exclude: Globs on parameter names.
     """
 
-    n: int = 2
-    m: int = 4
+    n: Count = 2
+    m: Count = 4
     trainable: bool = False
     include: Globs = ()
     exclude: Globs = ()
 
     def __post_init__(self) -> None:
-        if not 0 < self.n < self.m:
+        if self.n >= self.m:
             raise PlanError(f"n of every m inputs stay, so 0 < n < m; got n={self.n}, m={self.m}")
         for name in ("include", "exclude"):
             value = getattr(self, name)

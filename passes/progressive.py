@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import floor
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from fxcompress.arguments import Interval, checked
 from fxcompress.budget import Budget, Sizing
 from fxcompress.errors import PlanError
 
@@ -13,7 +14,8 @@ P = TypeVar("P", bound=Sizing)
 _DIGITS = 10**12
 
 
-def progressive(pass_: P, steps: int) -> tuple[P, ...]:
+@checked(PlanError)
+def progressive(pass_: P, steps: Annotated[int, Interval("[1, 1000]")]) -> tuple[P, ...]:
     """A pass as `steps` passes, each of which removes the same amount of the model it started from.
 
     Shares of a pass refer to the program it receives, so after step t of n a share s has become
@@ -34,8 +36,6 @@ def progressive(pass_: P, steps: int) -> tuple[P, ...]:
         >>> progressive(MagnitudePruning(ratio=0.5), 2)
         (MagnitudePruning(ratio=0.25, round_to=1), MagnitudePruning(ratio=0.333333333333))
     """
-    if steps < 1:
-        raise PlanError(f"steps={steps}; a pass takes 1 step or more")
     if steps == 1:
         return (pass_,)
     return tuple(_step(pass_, number, steps) for number in range(1, steps + 1))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Seed
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.structured import StructuredPass
@@ -23,7 +24,7 @@ class Uniform(Recipe):
         seed: None takes the seed of the program.
     """
 
-    seed: int | None = None
+    seed: Seed | None = None
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         seed = program.seed if self.seed is None else self.seed
@@ -42,7 +43,7 @@ class RandomPruning(Sizing):
         budget: What must remain of the whole model instead.
     """
 
-    seed: int | None = None
+    seed: Seed | None = None
 
     def plan(self, program: Program) -> Plan:
         return StructuredPass(criterion=Uniform(self.seed), **self.sizing).plan(program)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Count
 from fxcompress.axes import leaves
 from fxcompress.budget import Recipe
 from fxcompress.calibrate import (
@@ -25,13 +26,10 @@ from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup, Site
 from fxcompress.members import Consumer, consumers
 from fxcompress.passes.scores import (
-    AGGREGATES,
-    NORMALISERS,
     Aggregate,
     Normaliser,
     combined,
     normalised,
-    one_of,
 )
 from fxcompress.program import Program
 from fxcompress.tensors import names_of
@@ -192,11 +190,7 @@ class ByInputs(Recipe):
 
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "mean"
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        one_of("aggregate", self.aggregate, AGGREGATES)
-        one_of("normaliser", self.normaliser, NORMALISERS)
+    samples: Count | None = None
 
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
         """Why a group stays whole."""

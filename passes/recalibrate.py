@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fxcompress.arguments import Count
 from fxcompress.budget import Recipe
 from fxcompress.calibrate import require_data
 from fxcompress.errors import PlanError
@@ -30,11 +31,7 @@ class RecalibrateBatchNorm(Recipe):
         batches: How many batches of the data; None for all. A thousand images are enough.
     """
 
-    batches: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.batches is not None and self.batches < 1:
-            raise PlanError(f"batches={self.batches}: at least one, or None for all")
+    batches: Count | None = None
 
     def plan(self, program: Program) -> Plan:
         """Run the data through a copy that normalises by its batches.

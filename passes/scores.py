@@ -7,44 +7,39 @@ A *member* is one axis of a parameter that holds the units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from fxcompress.budget.normalise import NORMALISERS, Normaliser, lamp, normalised
-from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup, Site
 from fxcompress.program import Program
 from fxcompress.projection import unit_rows
-from fxcompress.rules import Role
 
 __all__ = [
-    "AGGREGATES",
     "NORMALISERS",
     "ROLES",
     "Aggregate",
+    "MemberRole",
     "Normaliser",
-    "check_options",
     "combined",
     "entries_of",
     "is_bias",
     "lamp",
     "members_of",
     "normalised",
-    "one_of",
     "weights_of",
 ]
 
 Aggregate = Literal["mean", "sum", "max", "first"]
-AGGREGATES: tuple[Aggregate, ...] = ("mean", "sum", "max", "first")
-
-ROLES: tuple[Role, ...] = ("produce", "contract", "affine", "table")
+MemberRole = Literal["produce", "contract", "affine", "table"]
 """Roles in which an axis can be a member; statistics are measured and not learned."""
+ROLES: tuple[MemberRole, ...] = get_args(MemberRole)
 
 
-def members_of(group: ChannelGroup, roles: Sequence[Role]) -> list[Site]:
+def members_of(group: ChannelGroup, roles: Sequence[MemberRole]) -> list[Site]:
     """The axes that hold the units in one of `roles`, without biases: a bias shifts the units and
     carries none of their signal.
     """
@@ -78,23 +73,3 @@ def combined(each: Sequence[Tensor], aggregate: Aggregate) -> Tensor:
     if aggregate == "max":
         return together.amax(0)
     return together.sum(0) if aggregate == "sum" else together.mean(0)
-
-
-def one_of(name: str, value: object, choices: Sequence[object]) -> None:
-    """Refuse an option that is none of the choices.
-
-    Raises:
-        PlanError: With the choices.
-    """
-    if value not in choices:
-        raise PlanError(f"{name}={value!r}; it is one of {', '.join(map(repr, choices))}")
-
-
-def check_options(aggregate: Aggregate, normaliser: Normaliser) -> None:
-    """Refuse ways of combining and normalising that there are not.
-
-    Raises:
-        PlanError: With those that there are.
-    """
-    one_of("aggregate", aggregate, AGGREGATES)
-    one_of("normaliser", normaliser, NORMALISERS)

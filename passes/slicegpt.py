@@ -9,6 +9,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Count
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.calibrate.observe import observe
 from fxcompress.errors import PlanError
@@ -54,7 +55,7 @@ class PrincipalAxes(Recipe):
         samples: How many samples of the program's data are looked at; None for all.
     """
 
-    samples: int | None = None
+    samples: Count | None = None
 
     def prepare(self, program: Program, groups: Iterable[ChannelGroup]) -> Rotations:
         """Find the axes of all groups in one pass over the data.
@@ -232,7 +233,7 @@ class SliceGPT(Sizing):
         budget: What must remain of the whole model instead.
     """
 
-    samples: int | None = None
+    samples: Count | None = None
     dims: str | tuple[str, ...] | None = ("residual",)
 
     @property

@@ -13,7 +13,6 @@ from fxcompress.groups import ChannelGroup, Site
 from fxcompress.passes.scores import (
     Aggregate,
     Normaliser,
-    check_options,
     combined,
     normalised,
     weights_of,
@@ -39,9 +38,6 @@ class BatchNormScale(Recipe):
 
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "none"
-
-    def __post_init__(self) -> None:
-        check_options(self.aggregate, self.normaliser)
 
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
         """Why a group stays whole."""
@@ -82,10 +78,6 @@ class SlimmingPruning(Sizing):
 
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "none"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_options(self.aggregate, self.normaliser)
 
     @property
     def criterion(self) -> BatchNormScale:

@@ -9,26 +9,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Count
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.calibrate import Gradients, gradients
 from fxcompress.errors import PlanError
 from fxcompress.graph import aten, find_tensor, parameter_of
 from fxcompress.groups import ChannelGroup, Site
 from fxcompress.passes.scores import (
-    ROLES,
     Aggregate,
+    MemberRole,
     Normaliser,
-    check_options,
     combined,
     is_bias,
     normalised,
-    one_of,
 )
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Plan
 from fxcompress.program import Program
 from fxcompress.projection import unit_rows
-from fxcompress.rules import Role
 
 Form = Literal["elements", "units", "norms", "fisher"]
 FORMS: tuple[Form, ...] = ("elements", "units", "norms", "fisher")
@@ -57,15 +55,8 @@ class Taylor(Recipe):
     form: Form = "elements"
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "none"
-    roles: tuple[Role, ...] = ("produce", "table", "contract")
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        one_of("form", self.form, FORMS)
-        check_options(self.aggregate, self.normaliser)
-        object.__setattr__(self, "roles", tuple(self.roles))
-        for role in self.roles:
-            one_of("roles", role, ROLES)
+    roles: tuple[MemberRole, ...] = ("produce", "table", "contract")
+    samples: Count | None = None
 
     def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> Expanded:
         """Go through the data once, for all groups.
@@ -185,12 +176,8 @@ class TaylorPruning(Sizing):
     form: Form = "elements"
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "none"
-    roles: tuple[Role, ...] = ("produce", "table", "contract")
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "roles", self.criterion.roles)
+    roles: tuple[MemberRole, ...] = ("produce", "table", "contract")
+    samples: Count | None = None
 
     @property
     def criterion(self) -> Taylor:

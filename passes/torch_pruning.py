@@ -10,24 +10,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fxcompress.arguments import Count
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.calibrate import Gradients, gradients
 from fxcompress.calibrate.data import samples_of
 from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
-from fxcompress.passes.scores import one_of
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.passes.torch_pruning_groups import Presented, present
 from fxcompress.plan import Plan
 from fxcompress.program import Program
 from fxcompress.train.batches import head
 
-IMPORTANCES = (
+Importance = Literal[
     "MagnitudeImportance",
     "FPGMImportance",
     "LAMPImportance",
@@ -36,7 +36,7 @@ IMPORTANCES = (
     "HessianImportance",
     "OBDCImportance",
     "RandomImportance",
-)
+]
 
 
 def library() -> Any:
@@ -66,12 +66,9 @@ class TorchPruning(Recipe):
         samples: How many samples it sees at most, where it wants gradients.
     """
 
-    importance: str = "MagnitudeImportance"
+    importance: Importance = "MagnitudeImportance"
     options: Mapping[str, Any] | None = None
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        one_of("importance", self.importance, IMPORTANCES)
+    samples: Count | None = None
 
     def prepare(self, program: Program, groups: Iterable[ChannelGroup]) -> _Prepared:
         """Present all groups, with gradients where the class wants some."""
@@ -186,13 +183,9 @@ class TorchPruningPass(Sizing):
         budget: What must remain of the whole model instead.
     """
 
-    importance: str = "MagnitudeImportance"
+    importance: Importance = "MagnitudeImportance"
     options: Mapping[str, Any] | None = None
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("importance", self.importance, IMPORTANCES)
+    samples: Count | None = None
 
     @property
     def criterion(self) -> TorchPruning:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from fxcompress.arguments import Count, Positive, Seed
 from fxcompress.budget import Recipe
 from fxcompress.calibrate import require_data
 from fxcompress.errors import PlanError
@@ -34,9 +35,9 @@ class TuneNorms(Recipe):
         seed: For dropout; None takes the seed of the program.
     """
 
-    epochs: int = 1
-    lr: float = 1e-4
-    seed: int | None = None
+    epochs: Count = 1
+    lr: Positive = 1e-4
+    seed: Seed | None = None
 
     def plan(self, program: Program) -> Plan:
         """Train a copy.

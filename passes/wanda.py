@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fxcompress.arguments import Count
 from fxcompress.budget import Sizing
 from fxcompress.calibrate import Moments
 from fxcompress.groups import ChannelGroup
@@ -64,11 +65,7 @@ class WandaPruning(Sizing):
 
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "mean"
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.criterion  # refuses what cannot be
+    samples: Count | None = None
 
     @property
     def criterion(self) -> WeightTimesInput:

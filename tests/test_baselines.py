@@ -27,13 +27,12 @@ from fxcompress.passes import (
     SlimmingPruning,
 )
 from fxcompress.passes.group_norm import shrinkage
-from fxcompress.passes.scores import NORMALISERS, lamp, normalised
+from fxcompress.passes.scores import NORMALISERS, MemberRole, lamp, normalised
 from fxcompress.program import Program
-from fxcompress.rules import Role
 from models import normal
 from programs import PRUNABLE, program
 
-BOTH: tuple[Role, ...] = ("produce", "contract")
+BOTH: tuple[MemberRole, ...] = ("produce", "contract")
 ALL: list[Any] = [
     MedianDistance(),
     MedianDistance(power=2, roles=BOTH),
@@ -203,10 +202,10 @@ def test_without_a_batch_norm_there_is_no_slimming() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: FPGMPruning(0.5, power=3), "power=3"),  # type: ignore[arg-type]
-        (lambda: LAMPPruning(0.5, roles=("out",)), "roles='out'"),  # type: ignore[arg-type]
-        (lambda: GroupNormPruning(0.5, normaliser="l2"), "normaliser='l2'"),  # type: ignore[arg-type]
-        (lambda: SlimmingPruning(0.5, aggregate="mode"), "aggregate='mode'"),  # type: ignore[arg-type]
+        (lambda: FPGMPruning(0.5, power=3), "power must be 1 or 2, not 3"),  # type: ignore[arg-type]
+        (lambda: LAMPPruning(0.5, roles=("out",)), r"roles\[0\] must be .*, not 'out'"),  # type: ignore[arg-type]
+        (lambda: GroupNormPruning(0.5, normaliser="l2"), "normaliser must be .* not 'l2'"),  # type: ignore[arg-type]
+        (lambda: SlimmingPruning(0.5, aggregate="mode"), "aggregate must be .* not 'mode'"),  # type: ignore[arg-type]
     ],
 )
 def test_options_are_checked(make: Any, words: str) -> None:

@@ -239,7 +239,7 @@ def wrong(**options: Any) -> Callable[[], BenchmarkResult]:
         (wrong(entries={}), "nothing to time"),
         (wrong(entries={"a": nn.Identity()}), "pass inputs="),
         (wrong(entries={"a": "missing.onnx"}), "cannot load missing.onnx|no ONNX file"),
-        (wrong(entries={"a": nn.Identity()}, rounds=1), "at least 2 rounds"),
+        (wrong(entries={"a": nn.Identity()}, rounds=1), "rounds must be an int in"),
         (wrong(entries={"a": nn.Identity()}, threads=10_000), "may use 1 to"),
         (
             wrong(entries={"a": Example(nn.Identity(), (torch.ones(1),))}, inputs=[]),

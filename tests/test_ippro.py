@@ -145,5 +145,5 @@ def test_bad_input_is_refused() -> None:
         IPPRO(ratio=0.5).plan(fx.compile(model, args, kwargs, task=nan))
     with pytest.raises(PlanError, match="above 0"):
         IPPRO(ratio=0.5, lam=0.0)
-    with pytest.raises(PlanError, match="it is one of"):
+    with pytest.raises(PlanError, match="score must be 'proscore' or 'slope'"):
         IPPRO(ratio=0.5, score="angle")  # type: ignore[arg-type]

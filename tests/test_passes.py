@@ -19,10 +19,10 @@ from fxcompress.budget import Budget
 from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes import Magnitude, MagnitudePruning, RandomPruning, StructuredPass, Uniform
+from fxcompress.passes.scores import MemberRole
 from fxcompress.passes.structured import best
 from fxcompress.plan import Edit, Plan, Project, Replace
 from fxcompress.program import Program
-from fxcompress.rules import Role
 from models import build
 from programs import PRUNABLE, program
 
@@ -107,7 +107,7 @@ def test_without_a_seed_the_programs_own_is_taken() -> None:
 # ---- magnitude
 
 
-ALL: tuple[Role, ...] = ("produce", "contract", "affine")
+ALL: tuple[MemberRole, ...] = ("produce", "contract", "affine")
 
 
 @pytest.mark.parametrize(
@@ -302,10 +302,10 @@ def test_scores_of_another_shape_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"p": 3}, "p=3; it is one of 1, 2"),
-        ({"aggregate": "median"}, "aggregate='median'"),
-        ({"normaliser": "median"}, "normaliser='median'"),
-        ({"roles": ("produces",)}, "roles='produces'"),
+        ({"p": 3}, "p must be 1 or 2, not 3"),
+        ({"aggregate": "median"}, "aggregate must be .* not 'median'"),
+        ({"normaliser": "median"}, "normaliser must be .* not 'median'"),
+        ({"roles": ("produces",)}, r"roles\[0\] must be .* not 'produces'; did you mean 'produce'"),
     ],
 )
 def test_options_of_magnitude_are_checked(options: dict[str, Any], words: str) -> None:

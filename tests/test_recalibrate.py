@@ -93,7 +93,7 @@ def test_only_norms_are_tuned_and_the_loss_falls() -> None:
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(PlanError, match="pass task="):
         RecalibrateBatchNorm().plan(program("conv_chain"))
-    with pytest.raises(PlanError, match="at least one"):
+    with pytest.raises(PlanError, match="batches must be an int of at least 1"):
         RecalibrateBatchNorm(batches=0)
     with pytest.raises(PlanError, match="empty"):
         RecalibrateBatchNorm().plan(fx.compile(*build("conv_chain"), task=[]))

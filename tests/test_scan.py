@@ -114,8 +114,8 @@ def test_data_may_be_given_for_the_scan_alone() -> None:
         (lambda: built(loss=None, metric=None), Magnitude(), (0.5,), "a loss or a metric"),
         (lambda: built(loss=lambda out, _: out.sum() * float("nan")), Magnitude(), (0.5,), "nan"),
         (built, Magnitude(), (), "shares of units"),
-        (built, Magnitude(), (1.0,), "shares of units"),
-        (built, FoldBatchNorm(), (0.5,), "removes no units"),
+        (built, Magnitude(), (1.0,), r"ratios\[0\] must be a number in \(0, 1\)"),
+        (built, FoldBatchNorm(), (0.5,), "method must be"),
         (lambda: fx.compile(Net(), (torch.randn(2, 5),)), Magnitude(), (0.5,), "there are none"),
     ],
 )

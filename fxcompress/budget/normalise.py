@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from fxcompress.errors import PlanError
 
 Normaliser = Literal["mean", "max", "sum", "lamp", "zscore", "none"]
-NORMALISERS: tuple[Normaliser, ...] = ("mean", "max", "sum", "lamp", "zscore", "none")
+NORMALISERS: tuple[Normaliser, ...] = get_args(Normaliser)
 
 _SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "mean": torch.mean, "max": torch.max, "sum": torch.sum,

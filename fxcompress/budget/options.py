@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from fxcompress.budget.normalise import NORMALISERS, Normaliser
+from fxcompress.arguments import Checked, Count, Holds, Interval, Share
+from fxcompress.budget.normalise import Normaliser
 from fxcompress.budget.rounding import multiple_of
 from fxcompress.errors import BudgetError
 
 Allocation = Literal["uniform", "global", "exact"]
-ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "global", "exact")
 Other = TypeVar("Other", bound="Recipe")
 Globs = str | tuple[str, ...]
 """Patterns of names; one alone may stand for a tuple of one."""
 QUANTITIES = ("flops", "params", "macs", "bytes")
 
 
+def _is_amount(value: float) -> bool:
+    return 0 < value <= 1 or (isinstance(value, int) and value > 1)
+
+
+Amount = Annotated[
+    float, Holds("in (0, 1], the share that stays, or an absolute int above 1", _is_amount)
+]
+
+
 @dataclass(frozen=True, repr=False)
-class Recipe:
-    """A dataclass whose repr is the call that makes it again, with the defaults left out."""
+class Recipe(Checked):
+    """A dataclass whose repr is the call that makes it again, with the defaults left out.
+
+    It takes what the annotations of its fields say, and refuses everything else.
+    """
 
     def __repr__(self) -> str:
         own = sorted(fields(self), key=lambda each: each.kw_only is True)
@@ -61,13 +73,15 @@ class Limits(Recipe):
             same width.
     """
 
+    error: ClassVar = BudgetError
+
     include: Globs = ()
     exclude: Globs = ()
     groups: Globs = ()
     dims: str | tuple[str, ...] | None = ()
     exact_only: bool = False
-    max_ratio: float = 1.0
-    min_units: int = 1
+    max_ratio: Annotated[float, Interval("(0, 1]")] = 1.0
+    min_units: Count = 1
     round_to: int | str = "auto"
     uniform_across_layers: bool = False
 
@@ -77,14 +91,6 @@ class Limits(Recipe):
         names = (self.groups,) if isinstance(self.groups, str) else tuple(self.groups)
         object.__setattr__(self, "groups", names)
         object.__setattr__(self, "dims", self.kinds)
-        if not 0 < self.max_ratio <= 1:
-            raise BudgetError(
-                f"max_ratio is the largest share of units removed, in (0, 1]; got {self.max_ratio}"
-            )
-        if self.min_units < 1:
-            raise BudgetError(
-                f"min_units is the fewest units a group keeps, 1 or more; got {self.min_units}"
-            )
         multiple_of(self.round_to)
 
     @property
@@ -128,10 +134,12 @@ class Budget(Limits):
             of those not smaller (``lamp``). ``none`` compares them as the criterion gives them.
     """
 
-    flops: float | int | None = None
-    params: float | int | None = None
-    macs: float | int | None = None
-    bytes: float | int | None = None
+    error: ClassVar = BudgetError
+
+    flops: Amount | None = None
+    params: Amount | None = None
+    macs: Amount | None = None
+    bytes: Amount | None = None
     allocation: Allocation = "uniform"
     normaliser: Normaliser = "none"
 
@@ -141,14 +149,6 @@ class Budget(Limits):
             raise BudgetError(
                 "a budget needs a quantity; write Budget(flops=0.5), or params=, macs=, bytes="
             )
-        for name, value in self.asked.items():
-            if not _is_amount(value):
-                raise BudgetError(
-                    f"{name}={value!r}: give the share that stays, in (0, 1], "
-                    "or an absolute number as an int above 1"
-                )
-        _one_of("allocation", self.allocation, ALLOCATIONS)
-        _one_of("normaliser", self.normaliser, NORMALISERS)
 
     @property
     def asked(self) -> Mapping[str, float | int]:
@@ -165,7 +165,9 @@ class Sizing(Limits):
         budget: What must remain of the whole model instead.
     """
 
-    ratio: float | None = field(default=None, kw_only=False)
+    error: ClassVar = BudgetError
+
+    ratio: Share | None = field(default=None, kw_only=False)
     budget: Budget | None = field(default=None, kw_only=False)
 
     def __post_init__(self) -> None:
@@ -174,10 +176,6 @@ class Sizing(Limits):
             raise BudgetError(
                 f"{type(self).__name__} needs either ratio= (the share of units removed from every "
                 "group) or budget= (the share of the model that stays)"
-            )
-        if self.ratio is not None and not 0 <= self.ratio < 1:
-            raise BudgetError(
-                f"ratio is the share of units removed from every group, in [0, 1); got {self.ratio}"
             )
 
     @property
@@ -192,24 +190,12 @@ class Sizing(Limits):
         return {each.name: getattr(self, each.name) for each in fields(Sizing)}
 
 
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        words = ", ".join(map(repr, known))
-        raise BudgetError(f"{name} is one of {words}, got {value!r}")
-
-
 def _globs(name: str, value: Globs) -> tuple[str, ...]:
     patterns = (value,) if isinstance(value, str) else tuple(value)
     for pattern in patterns:
-        if not isinstance(pattern, str) or pattern.partition(":")[2] not in ("", "in", "out"):
+        if pattern.partition(":")[2] not in ("", "in", "out"):
             raise BudgetError(
                 f"{name}={pattern!r}: give globs on parameter names, such as 'layer1.*', "
                 "'layer1.0.conv1.weight:out' or '*.weight:in'"
             )
     return patterns
-
-
-def _is_amount(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return 0 < value <= 1 or (isinstance(value, int) and value > 1)

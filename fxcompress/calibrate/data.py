@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sized
 from typing import Any
 
+from fxcompress.arguments import checked
 from fxcompress.errors import PlanError
 from fxcompress.program import Program
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, head, size_of
 
 
+@checked(PlanError)
 def require_data(program: Program, who: str, labels: bool = False) -> Task:
     """The program's task, or an error that says what to pass.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxcompress.arguments import Count, checked
 from fxcompress.calibrate.data import require_data, samples_of
 from fxcompress.calibrate.observe import check_nodes, check_repeats, runner
 from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
@@ -40,6 +41,7 @@ class Gradients:
     square: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@checked(PlanError)
 def gradients(
     program: Program,
     parameters: Collection[str] | None = None,
@@ -47,7 +49,7 @@ def gradients(
     *,
     squares: bool = False,
     who: str = "a gradient method",
-    samples: int | None = None,
+    samples: Count | None = None,
 ) -> Gradients:
     """Accumulate gradients of the task's loss over its data.
 

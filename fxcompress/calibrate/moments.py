@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Count, Holds, checked
 from fxcompress.calibrate.observe import observe
 from fxcompress.calibrate.reads import Read
 from fxcompress.errors import PlanError
@@ -20,6 +21,9 @@ Grams = Literal["units", "places", "cells", "none"]
 """Of what there is a Gram matrix: units of each cell with their places as samples, places of units
 of each cell, places of units of all cells together, or nothing.
 """
+
+
+Units = Annotated[Tensor, Holds("of three axes or more", lambda value: value.dim() > 2)]
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Moments:
         return self.gram - self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
 
 
+@checked(PlanError)
 def moments(
     program: Program,
     groups: Iterable[ChannelGroup],
@@ -86,7 +91,7 @@ def moments(
     gram: Grams | Callable[[ChannelGroup], Grams] = "units",
     reads: Callable[[ChannelGroup], Iterable[Read]] | None = None,
     who: str = "calibration",
-    samples: int | None = None,
+    samples: Count | None = None,
 ) -> dict[ChannelGroup, Moments]:
     """Moments of the units of groups over the program's data, streamed.
 
@@ -128,7 +133,8 @@ def _values(program: Program, group: ChannelGroup) -> Iterable[Read]:
     return (Read(consumer.value) for consumer in consumers(program, group))
 
 
-def lined(entries: Tensor, gram: Grams) -> Tensor:
+@checked(PlanError)
+def lined(entries: Units, gram: Grams) -> Tensor:
     """Entries by unit, (cells, units, places, …), as rows of the Gram matrices asked for."""
     if gram == "cells":
         return entries.flatten(0, 2).unsqueeze(0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxcompress.arguments import Count, checked
 from fxcompress.calibrate.data import require_data, samples_of
 from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule, clone_graph
@@ -24,12 +25,13 @@ REPEATS = 1e-3
 """Two runs on one batch agree to this share of the largest output; far above rounding."""
 
 
+@checked(PlanError)
 def observe(
     program: Program,
     taps: Mapping[str, Callable[[Tensor], None]],
     *,
     who: str = "calibration",
-    samples: int | None = None,
+    samples: Count | None = None,
 ) -> int:
     """Run the program on its data without gradients and hand values of nodes to `taps`.
 

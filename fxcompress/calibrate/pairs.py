@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxcompress.arguments import Count, checked
 from fxcompress.axes import Axes
 from fxcompress.calibrate.data import require_data, samples_of
 from fxcompress.calibrate.moments import Grams, lined, products
-from fxcompress.calibrate.observe import runner
+from fxcompress.calibrate.observe import check_nodes, runner
 from fxcompress.calibrate.reads import Read
+from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule
 from fxcompress.groups import ChannelGroup
 from fxcompress.program import Program
@@ -40,6 +42,7 @@ class Paired:
     count: int
 
 
+@checked(PlanError)
 def paired_moments(
     program: Program,
     other: CapturedModule,
@@ -48,7 +51,7 @@ def paired_moments(
     gram: Grams,
     *,
     who: str = "calibration",
-    samples: int | None = None,
+    samples: Count | None = None,
 ) -> dict[Read, Paired]:
     """Moments of a group's units where they are read, in a program and another version of it.
 
@@ -72,6 +75,7 @@ def paired_moments(
     kept: list[dict[str, Tensor]] = [{}, {}]
 
     names = {read.value for read in reads}
+    check_nodes(program, names, f"{who}: reads")
 
     def keep(place: int) -> Callable[[fx.Node, Any], None]:
         def visit(node: fx.Node, value: Any) -> None:

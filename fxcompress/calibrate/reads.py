@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F  # noqa: N812
 
+from fxcompress.arguments import Checked, checked
 from fxcompress.axes import Axes, Factor
 from fxcompress.calibrate.signals import unit_signals
 from fxcompress.canonicalize.norms import CONVOLUTIONS
+from fxcompress.errors import PlanError
 from fxcompress.rules.schema import arguments, packet_of, per_axis
 
 ENTRIES = 2**24
@@ -61,7 +63,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Read:
+class Read(Checked):
     """The value of a node as a layer reads it.
 
     Attributes:
@@ -99,6 +101,7 @@ class Read:
             yield torch.stack(views, 3).flatten(2, 3)
 
 
+@checked(PlanError)
 def window_of(node: fx.Node) -> Window | None:
     """The window of a convolution; None for any other layer."""
     if packet_of(node) not in CONVOLUTIONS:

@@ -8,11 +8,13 @@ from math import prod
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import checked
 from fxcompress.axes import Axes, Expr, Factor, leaves, product
 from fxcompress.errors import PlanError
 from fxcompress.projection import cell_numbers, coordinates
 
 
+@checked(PlanError)
 def unit_signals(
     value: Tensor,
     axes: Axes,
@@ -41,6 +43,11 @@ def unit_signals(
             f"a value of shape {tuple(value.shape)} holds {factor.label} on {len(held)} axes, "
             "not on one; leave the group out with exclude="
         )
+    if value.dim() != len(axes) or (dim is not None and dim not in held):
+        raise PlanError(
+            f"value or dim: a value of shape {tuple(value.shape)} does not hold {factor.label} on "
+            f"axis {dim} of {len(axes)}"
+        )
     own = held[0] if dim is None else dim
     dims = [*_numbering(axes, own, over), own]
     expr = product(axes[number] for number in dims)
@@ -63,9 +70,13 @@ def _numbering(axes: Axes, own: int, over: Sequence[Factor]) -> list[int]:
     return sorted(set(found))
 
 
+@checked(PlanError)
 def places_of(axes: Axes, factor: Factor, over: Sequence[Factor] = ()) -> int:
     """How many places each unit has on the axis that holds it."""
-    return next(_beside(expr, factor, over) for expr in axes if factor in leaves(expr))
+    held = [expr for expr in axes if factor in leaves(expr)]
+    if not held:
+        raise PlanError(f"factor: {factor.label} lies on none of the axes {axes}")
+    return _beside(held[0], factor, over)
 
 
 def _beside(expr: Expr, factor: Factor, over: Sequence[Factor]) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Data, Index, NotNegative, checked
 from fxcompress.elimination.definition import Trail, authors, refit
 from fxcompress.elimination.lazy import Removals, spread
 from fxcompress.elimination.pivoted import pivoted
@@ -16,20 +17,21 @@ from fxcompress.elimination.vectors import SAFE, Elimination, Vectors
 from fxcompress.errors import PlanError
 
 Rescoring = Literal["exact", "scaled", "static", "authors", "oneshot"]
-RESCORING: tuple[Rescoring, ...] = ("exact", "scaled", "static", "authors", "oneshot")
+RESCORING: tuple[Rescoring, ...] = get_args(Rescoring)
 TIE = 1e-9
 """Scores this close, relatively, are equal: the first unit goes. Rounding would choose else."""
 
 
+@checked(PlanError)
 def eliminate(
     vectors: Vectors,
-    steps: int,
-    lam: float,
+    steps: Index,
+    lam: NotNegative,
     *,
     rescoring: Rescoring = "static",
     alpha: float = 0.0,
     safe: bool = False,
-    weights: Tensor | None = None,
+    weights: Data | None = None,
     among: Tensor | None = None,
 ) -> Elimination:
     """Remove vectors one after another, each time the one the others reproduce best.
@@ -52,13 +54,16 @@ def eliminate(
         PlanError: Too many steps, or λ = 0 with vectors that depend on each other.
     """
     n = len(vectors.gram)
+    for name, each in (("weights", weights), ("among", among)):
+        if each is not None and each.shape != (n,):
+            raise PlanError(f"{name} has shape {tuple(each.shape)}; it is one entry a unit, ({n},)")
+    if among is not None and among.dtype != torch.bool:
+        raise PlanError(f"among holds {among.dtype}; give a mask, torch.bool")
     candidates = n if among is None else int(among.sum())
     if not 0 <= steps < max(n, 1) or steps > candidates:
         raise PlanError(
-            f"{steps} of {n} units cannot go ({candidates} may): at least one must stay"
+            f"steps={steps} of {n} units cannot go ({candidates} may): at least one must stay"
         )
-    if rescoring not in RESCORING:
-        raise PlanError(f"rescoring={rescoring!r}; it is one of {', '.join(map(repr, RESCORING))}")
     run = _Run(vectors, steps, lam, alpha, safe, weights, among)
     if rescoring == "oneshot":
         return run.oneshot()

@@ -7,8 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Square, checked
+from fxcompress.errors import PlanError
 
-def arc_cosine(gram: Tensor) -> Tensor:
+
+@checked(PlanError)
+def arc_cosine(gram: Square) -> Tensor:
     """E[relu(w_i·x) relu(w_j·x)] for x ~ N(0, I), from the products w_i·w_j.
 
     The arc-cosine kernel of degree one (Cho and Saul, 2009)::

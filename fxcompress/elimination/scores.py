@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Matrix, NotNegative, Square, checked
 from fxcompress.errors import PlanError
 
 Form = Literal["auto", "gram", "dual", "svd"]
@@ -36,7 +37,8 @@ class Scores:
     coefficients: Tensor
 
 
-def scores(rows: Tensor, lam: float, form: Form = "auto") -> Scores:
+@checked(PlanError)
+def scores(rows: Matrix, lam: NotNegative, form: Form = "auto") -> Scores:
     """The distance of every row to the ridge combinations of the others.
 
     Args:
@@ -59,7 +61,8 @@ def scores(rows: Tensor, lam: float, form: Form = "auto") -> Scores:
     return {"gram": _gram, "dual": _dual, "svd": _svd}[form](rows, lam)
 
 
-def inverse(gram: Tensor, lam: float) -> Tensor:
+@checked(PlanError)
+def inverse(gram: Square, lam: NotNegative) -> Tensor:
     """(K + λI)⁻¹ of a positive semidefinite K.
 
     Raises:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Checked, Holds, Index, Matrix, Square, checked
+from fxcompress.errors import PlanError
+
+Double = Annotated[Matrix, Holds("in float64", lambda value: value.dtype == torch.float64)]
 SAFE = (0.05, 4.0)
 """What the factors of rows are clipped to on request."""
 
 
 @dataclass(frozen=True, eq=False)
-class Vectors:
+class Vectors(Checked):
     """n vectors, known by their Gram matrix K, and by their rows W (K = WWᵀ) where there are any.
 
     Attributes:
@@ -22,17 +27,19 @@ class Vectors:
         rows: W, float64, shape (n, m), or None.
     """
 
-    gram: Tensor
-    rows: Tensor | None = None
+    gram: Double
+    rows: Double | None = None
 
     @classmethod
-    def of_rows(cls, rows: Tensor) -> Vectors:
+    @checked(PlanError)
+    def of_rows(cls, rows: Matrix) -> Vectors:
         """Vectors with coordinates, shape (n, m)."""
         rows = rows.detach().double()
         return cls(rows @ rows.T, rows)
 
     @classmethod
-    def of_gram(cls, gram: Tensor) -> Vectors:
+    @checked(PlanError)
+    def of_gram(cls, gram: Square) -> Vectors:
         """Vectors of which only the products are known; positive semidefinite, shape (n, n)."""
         return cls(gram.detach().double())
 
@@ -66,7 +73,8 @@ class Elimination:
     coefficients: Tensor = field(repr=False)
     clipped: int = 0
 
-    def kept(self, steps: int | None = None) -> Tensor:
+    @checked(PlanError)
+    def kept(self, steps: Index | None = None) -> Tensor:
         """The units left after that many steps, ascending."""
         stay = torch.ones(self.units, dtype=torch.bool)
         stay[self.order[:steps].cpu()] = False
@@ -86,8 +94,9 @@ class Elimination:
         found[self.order.cpu()] = torch.tensor(values[: len(self.order)], dtype=torch.float64)
         return found.to(self.order.device)
 
+    @checked(PlanError)
     def factors(
-        self, share: float, steps: int | None = None, safe: bool = False
+        self, share: float, steps: Index | None = None, safe: bool = False
     ) -> tuple[Tensor, int]:
         """What rows are multiplied by when the removed ones are given back in part.
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
+from fxcompress.arguments import FilePath, Holds, Seed, checked
 from fxcompress.capture import Source
 from fxcompress.errors import LoadError
 from fxcompress.loaders.code import Made, from_factory, functions_of
@@ -46,6 +48,9 @@ _FORMS = (
 )
 
 
+Spec = Annotated[str, Holds("that names a model", lambda text: text and "\0" not in text)]
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model with example inputs, ready for `fxcompress.compile`.
@@ -65,8 +70,13 @@ class Loaded:
     program: Program | None = None
 
 
+@checked(LoadError)
 def load_model(
-    spec: str, inputs: Sequence[str] = (), *, weights: str | Path | None = None, seed: int = 0
+    spec: Spec,
+    inputs: Sequence[str] = (),
+    *,
+    weights: FilePath | None = None,
+    seed: Seed = 0,
 ) -> Loaded:
     """Load a model and make example inputs for it.
 
@@ -125,7 +135,7 @@ def _program(spec: str, given: Arguments) -> Loaded:
     return Loaded(program.module, program.args, program.kwargs, spec, program)
 
 
-def _checked(loaded: Loaded, weights: str | Path | None) -> Loaded:
+def _checked(loaded: Loaded, weights: str | PathLike[str] | None) -> Loaded:
     if weights is None:
         return loaded
     if not isinstance(loaded.model, nn.Module) or loaded.program is not None:

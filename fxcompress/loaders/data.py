@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fxcompress.arguments import Holds, checked
 from fxcompress.errors import LoadError, PlanError
 from fxcompress.loaders.code import called
 from fxcompress.program import Program
 from fxcompress.task import Task, as_task
 
+FileName = Annotated[str, Holds("that names data", lambda text: text and "\0" not in text)]
 BATCH = 32
 """Samples of a file that are taken at once."""
 LABELS = "labels"
@@ -28,7 +30,8 @@ _UNREADABLE = (
 _FORMS = "a .npy, .npz or .safetensors file, package.module:factory or file.py:factory"
 
 
-def load_task(spec: str, program: Program) -> Task:
+@checked(LoadError)
+def load_task(spec: FileName, program: Program) -> Task:
     """A task from the command line.
 
     A ``.npy`` file holds inputs, samples first; ``.npz`` and ``.safetensors`` hold the inputs by

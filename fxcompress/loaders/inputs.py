@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import Seed, checked
 from fxcompress.errors import LoadError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -26,7 +27,8 @@ DTYPES = {
 _SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 
 
-def parse_inputs(specs: Sequence[str], seed: int = 0) -> Arguments:
+@checked(LoadError)
+def parse_inputs(specs: Sequence[str], seed: Seed = 0) -> Arguments:
     """Make tensors for shapes; those with a name become keyword arguments.
 
     Floats are normal, integers are 0 or 1, which index any table of two rows, and flags are true.

@@ -10,11 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from rich.console import RenderableType
 
-from fxcompress.errors import LoadError
+from fxcompress.arguments import FilePath, Interval, checked
+from fxcompress.errors import FxCompressError, LoadError
 from fxcompress.report.page import write_page
 from fxcompress.report.text import as_text, render
 
@@ -164,6 +165,7 @@ class Report:
         return data
 
     @classmethod
+    @checked(LoadError)
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The report that `to_dict` came from.
 
@@ -182,11 +184,13 @@ class Report:
                 "give what Report.to_dict() returned"
             ) from error
 
-    def to_json(self, indent: int | None = 2) -> str:
+    @checked(FxCompressError)
+    def to_json(self, indent: Annotated[int, Interval("[0, 100]")] | None = 2) -> str:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent)
 
-    def to_html(self, path: str | Path) -> Path:
+    @checked(FxCompressError)
+    def to_html(self, path: FilePath) -> Path:
         """Write one self-contained page, the tables and a chart of widths; give the path back."""
         return write_page(self, Path(path))
 

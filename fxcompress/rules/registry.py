@@ -8,18 +8,22 @@ the graph are kept by themselves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from fxcompress.arguments import Holds, checked
+from fxcompress.errors import PlanError
 from fxcompress.rules.context import Rule
 
 RULES: dict[Any, Rule] = {}
+OpName = Annotated[str, Holds("such as 'mylib::my_op'", lambda name: "::" in name)]
 
 
-def axis_rule(*ops: str | Callable[..., Any]) -> Callable[[Rule], Rule]:
+@checked(PlanError)
+def axis_rule(*ops: OpName | Callable[..., Any]) -> Callable[[Rule], Rule]:
     """Register the decorated function as the rule of `ops`.
 
     A rule takes the `Context` and the node and returns the axes of the output: a tuple with one
@@ -29,6 +33,9 @@ def axis_rule(*ops: str | Callable[..., Any]) -> Callable[[Rule], Rule]:
         ops: Op names such as ``"aten::linear"`` or ``"mylib::my_op"``, with or without an
             overload, or Python functions.
 
+    Raises:
+        PlanError: An op is neither, or what is decorated is no function.
+
     Example:
         >>> from fxcompress.rules import axis_rule
         >>> @axis_rule("mylib::scale")
@@ -37,6 +44,7 @@ def axis_rule(*ops: str | Callable[..., Any]) -> Callable[[Rule], Rule]:
         >>> _ = RULES.pop("mylib::scale")
     """
 
+    @checked(PlanError)
     def register(rule: Rule) -> Rule:
         RULES.update(dict.fromkeys(ops, rule))
         return rule

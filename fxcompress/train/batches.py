@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxcompress.arguments import checked
+from fxcompress.errors import FxCompressError
 from fxcompress.task import Task
 
 
+@checked(FxCompressError)
 def call(module: nn.Module, task: Task, inputs: Any) -> Any:
     """Call the module on a batch's inputs as the task says."""
     if task.forward is not None:

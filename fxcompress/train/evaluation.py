@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fxcompress.arguments import checked
 from fxcompress.errors import FxCompressError
 from fxcompress.state import evaluating, forked
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call, size_of
 
 
+@checked(FxCompressError)
 def evaluate(module: nn.Module, task: Task) -> float:
     """The task's metric in evaluation mode, batches weighted by their sizes.
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxcompress.arguments import Count, checked
+from fxcompress.errors import FxCompressError
 from fxcompress.graph import CapturedModule, aten, find_tensor, parameter_of
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call, size_of
@@ -16,7 +18,8 @@ from fxcompress.train.batches import batches_of, call, size_of
 _TRAINING, _MOMENTUM = 5, 6  # places in the arguments of aten.batch_norm
 
 
-def recalibrate(module: nn.Module, task: Task, batches: int | None = None) -> int:
+@checked(FxCompressError)
+def recalibrate(module: nn.Module, task: Task, batches: Count | None = None) -> int:
     """Renew the running statistics of BatchNorm: the plain mean over the data, in place.
 
     Weights stay, and so does everything else that differs between training and evaluation.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fxcompress.arguments import Checked, Interval, NotNegative, Positive, Seed, Share, checked
 from fxcompress.errors import FxCompressError
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call
@@ -27,7 +28,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Trainer:
+class Trainer(Checked):
     """A recipe for training: ``Trainer(epochs=3, lr=0.01).fit(program.module, task)``.
 
     Attributes:
@@ -42,23 +43,17 @@ class Trainer:
         seed: For dropout; the order of the data is the data's own matter.
     """
 
-    epochs: int = 1
-    lr: float = 0.05
+    epochs: Annotated[int, Interval("[1, 1000000]")] = 1
+    lr: Positive = 0.05
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    momentum: Share = 0.9
+    weight_decay: NotNegative = 5e-4
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: float = 0.0
-    clip: float | None = None
-    seed: int = 0
+    warmup: NotNegative = 0.0
+    clip: Positive | None = None
+    seed: Seed = 0
 
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.lr <= 0 or self.warmup < 0:
-            raise FxCompressError(
-                f"epochs={self.epochs}, lr={self.lr}, warmup={self.warmup}: "
-                "at least one epoch, a rate above 0, no negative warm-up"
-            )
-
+    @checked(FxCompressError)
     def fit(
         self,
         module: nn.Module,
@@ -88,7 +83,8 @@ class Trainer:
         module.eval()
         return tuple(losses)
 
-    def rate(self, epoch: float) -> float:
+    @checked(FxCompressError)
+    def rate(self, epoch: NotNegative) -> float:
         """The learning rate after so many epochs, a fraction included."""
         if epoch < self.warmup:
             return self.lr * (epoch + 1e-2) / (self.warmup + 1e-2)

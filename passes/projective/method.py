@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fxcompress.arguments import NotNegative
 from fxcompress.budget import Recipe, Sizing
-from fxcompress.elimination import RESCORING, Elimination, Rescoring, Vectors, eliminate
+from fxcompress.elimination import Elimination, Rescoring, Vectors, eliminate
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup
@@ -22,14 +23,6 @@ from fxcompress.plan import Edit, Plan, Project
 from fxcompress.program import Program
 
 Reconstruct = Literal["redistribute", "linear", "none"]
-_CHOICES: dict[str, tuple[object, ...]] = {
-    "rescoring": RESCORING,
-    "aggregate": ("concat", "mean_of_scores"),
-    "rows": ("raw", "effective"),
-    "reconstruction": ("redistribute", "linear", "none"),
-    "kernel": (None, "arccos"),
-    "attention": ("joint", "concat"),
-}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -71,7 +64,7 @@ class Projective(Recipe):
         attention: ``joint`` as above, or ``concat``: query and key side by side.
     """
 
-    lam: float = 1e-3
+    lam: NotNegative = 1e-3
     relative: bool = False
     alpha: float = 0.5
     beta: float = 0.5
@@ -85,13 +78,6 @@ class Projective(Recipe):
     attention: Literal["joint", "concat"] = "joint"
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                listed = ", ".join(map(repr, choices))
-                raise PlanError(f"{name}={value!r}; it is one of {listed}")
-        if not self.lam >= 0:
-            raise PlanError(f"lam={self.lam!r} is a ridge, 0 or more")
         if self.aggregate == "mean_of_scores" and self.reconstruction != "none":
             raise PlanError(
                 "aggregate='mean_of_scores' averages distances and has no coefficients to "
@@ -256,7 +242,7 @@ class ProjectivePruning(Sizing):
         budget: What must remain of the whole model instead.
     """
 
-    lam: float = 1e-3
+    lam: NotNegative = 1e-3
     relative: bool = False
     alpha: float = 0.5
     beta: float = 0.5

@@ -1,0 +1,260 @@
+"""Everything public that takes arguments, each with arguments that it takes.
+
+`surface` is read from the packages themselves; `VALID` has to keep up with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fx
+from fxcompress import calibrate, elimination, loaders, train
+from fxcompress.budget import Sizing
+from fxcompress.calibrate import Read
+from fxcompress.report import Report
+
+PACKAGES = {
+    "fx": fx,
+    "passes": fx.passes,
+    "export": fx.export,
+    "calibrate": calibrate,
+    "elimination": elimination,
+    "loaders": loaders,
+    "train": train,
+}
+
+RESULTS = {
+    "fx.Program", "fx.Sensitivity", "export.BenchmarkResult", "export.CheckResult",
+    "export.EngineFile", "export.EngineTiming", "export.OnnxFile", "export.ParsedNetwork",
+    "calibrate.Features", "calibrate.Gradients", "calibrate.Moments", "calibrate.Paired",
+    "elimination.Elimination", "elimination.Scores", "loaders.Loaded", "train.Progress",
+}  # fmt: skip
+"""Classes that only the package itself makes; their methods are tried all the same."""
+
+
+class Net(nn.Module):
+    """Convolutions with BatchNorm, a LayerNorm, linear layers: something for every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.mid, self.layer_norm = nn.Linear(4, 8), nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.up(x)).relu().mean((2, 3))
+        out: Tensor = self.head(self.layer_norm(self.mid(x)).relu())
+        return out
+
+
+def images() -> Tensor:
+    return torch.linspace(-1, 1, 32).reshape(2, 1, 4, 4)
+
+
+def task() -> fx.Task:
+    batch = images(), torch.tensor([0, 2])
+    return fx.Task([batch, batch], nn.functional.cross_entropy, _accuracy)
+
+
+def _accuracy(output: Tensor, labels: Tensor) -> float:
+    return float((output.argmax(1) == labels).float().mean())
+
+
+@cache
+def program() -> fx.Program:
+    """It is never changed."""
+    torch.manual_seed(0)
+    return fx.compile(Net().eval(), (images(),), task=task())
+
+
+def group() -> Any:
+    return next(group for group in program().groups if not group.frozen)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A public callable.
+
+    Attributes:
+        name: Its place: ``fx.compile``, ``fx.Program.group``.
+        call: Takes the arguments.
+        valid: Arguments that it takes, made anew.
+        parameters: Those that may be given.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    valid: Callable[[Path], Mapping[str, Any]]
+    parameters: Mapping[str, inspect.Parameter]
+
+
+Valid = Callable[[Path], Mapping[str, Any]]
+VALID: dict[str, Valid] = {
+    "fx.Budget": lambda _: {"flops": 0.5},
+    "fx.Offset": lambda _: {"weight": "mid.weight", "value": torch.zeros(8)},
+    "fx.Plan": lambda _: {"edits": ()},
+    "fx.Project": lambda _: {"group": group(), "encode": torch.tensor([0, 1])},
+    "fx.Reparametrize": lambda _: {"parameter": "mid.weight", "module": nn.Identity()},
+    "fx.Replace": lambda _: {"parameter": "mid.weight", "value": torch.zeros(8, 4)},
+    "fx.Task": lambda _: {"data": [images()]},
+    "fx.apply": lambda _: {"program": program(), "one": fx.passes.MagnitudePruning(ratio=0.5)},
+    "fx.axis_rule": lambda _: {},
+    "fx.compile": lambda _: {"model": nn.Linear(3, 4), "args": (torch.ones(2, 3),)},
+    "fx.explain": lambda _: {"program": program(), "first": "up.weight"},
+    "fx.load": lambda folder: {"path": _saved(folder)},
+    "fx.sensitivity": lambda _: {
+        "program": program(), "method": fx.passes.MagnitudePruning(ratio=0.5), "ratios": (0.5,)
+    },
+    "fx.Program.draw": lambda folder: {"path": folder / "a.svg", "group": "up"},
+    "fx.Program.explain": lambda _: {"first": "up.weight"},
+    "fx.Program.group": lambda _: {"name": group().name},
+    "fx.Program.save": lambda folder: {"path": folder / "b.fxc"},
+    "fx.Program.with_values": lambda _: {"values": {"head.bias": torch.zeros(3)}},
+    "fx.Program.write_back": lambda _: {"model": Net()},
+    "fx.Sensitivity.plot": lambda folder: {"path": folder / "a.svg"},
+    "fx.Report.from_dict": lambda _: {"data": program().report.to_dict()},
+    "fx.Report.to_html": lambda folder: {"path": folder / "a.html"},
+    "fx.Report.to_json": lambda _: {},
+    "passes.StructuredPass": lambda _: {"criterion": fx.passes.Magnitude(), "ratio": 0.5},
+    "passes.progressive": lambda _: {"pass_": fx.passes.MagnitudePruning(ratio=0.5), "steps": 2},
+    "export.Example": lambda _: {"module": nn.Linear(2, 2), "args": (torch.ones(1, 2),)},
+    "export.benchmark": lambda _: {
+        "entries": {"a": program()}, "rounds": 2, "warmup": 0, "inputs": [images()]
+    },
+    "export.build_engine": lambda folder: {"path": _onnx(folder), "engine_path": folder / "e"},
+    "export.check": lambda folder: {"path": _onnx(folder), "program": program(), "samples": 1},
+    "export.parse": lambda folder: {"path": _onnx(folder)},
+    "export.time_engine": lambda folder: {"engine": folder / "e"},
+    "export.to_onnx": lambda folder: {"program": program(), "path": folder / "a.onnx"},
+    "calibrate.Read": lambda _: {"value": _read()},
+    "calibrate.gradients": lambda _: {"program": program()},
+    "calibrate.lined": lambda _: {"entries": torch.ones(1, 2, 3, 4), "gram": "units"},
+    "calibrate.moments": lambda _: {"program": program(), "groups": [group()]},
+    "calibrate.observe": lambda _: {"program": program(), "taps": {}},
+    "calibrate.paired_moments": lambda _: {
+        "program": program(), "other": program().module, "group": group(), "reads": [Read(_read())],
+        "gram": "units",
+    },
+    "calibrate.places_of": lambda _: {"axes": _axes(), "factor": group().factor},
+    "calibrate.require_data": lambda _: {"program": program(), "who": "a test"},
+    "calibrate.unit_signals": lambda _: {
+        "value": torch.ones(2, 4), "axes": _axes(), "factor": group().factor
+    },
+    "calibrate.window_of": lambda _: {"node": _node()},
+    "elimination.Vectors": lambda _: {"gram": torch.eye(3, dtype=torch.float64)},
+    "elimination.Vectors.of_gram": lambda _: {"gram": torch.eye(3, dtype=torch.float64)},
+    "elimination.Vectors.of_rows": lambda _: {"rows": torch.eye(3, dtype=torch.float64)},
+    "elimination.Elimination.factors": lambda _: {"share": 0.5},
+    "elimination.Elimination.kept": lambda _: {},
+    "elimination.arc_cosine": lambda _: {"gram": torch.eye(3, dtype=torch.float64)},
+    "elimination.eliminate": lambda _: {"vectors": _vectors(), "steps": 1, "lam": 1e-3},
+    "elimination.inverse": lambda _: {"gram": torch.eye(3, dtype=torch.float64), "lam": 1e-3},
+    "elimination.scores": lambda _: {"rows": torch.eye(3, dtype=torch.float64), "lam": 1e-3},
+    "loaders.load_model": lambda _: {"spec": "torch.nn:Identity", "inputs": ["2x4"]},
+    "loaders.load_task": lambda folder: {"spec": _array(folder), "program": program()},
+    "loaders.parse_inputs": lambda _: {"specs": ["2x4"]},
+    "train.Trainer": lambda _: {},
+    "train.Trainer.fit": lambda _: {"module": Net(), "task": task()},
+    "train.Trainer.rate": lambda _: {"epoch": 0.5},
+    "train.call": lambda _: {"module": Net().eval(), "task": task(), "inputs": images()},
+    "train.evaluate": lambda _: {"module": Net(), "task": task()},
+    "train.recalibrate": lambda _: {"module": Net(), "task": task()},
+}  # fmt: skip
+
+HOLDERS: dict[str, Callable[[], Any]] = {
+    "fx.Program": program,
+    "fx.Sensitivity": lambda: fx.sensitivity(
+        program(), fx.passes.MagnitudePruning(ratio=0.5), (0.5,)
+    ),
+    "fx.Report": lambda: Report(model="net"),
+    "elimination.Vectors": lambda: elimination.Vectors,
+    "elimination.Elimination": lambda: elimination.eliminate(_vectors(), 1, 1e-3),
+    "train.Trainer": train.Trainer,
+}
+"""Objects whose methods are public."""
+
+
+@cache
+def surface() -> dict[str, Entry]:
+    """Every public callable by name.
+
+    Raises:
+        KeyError: Nobody says what arguments one takes.
+    """
+    return {name: _entry(name, call) for name, call in _callables()}
+
+
+def _callables() -> Iterator[tuple[str, Callable[..., Any]]]:
+    for prefix, package in PACKAGES.items():
+        for each in package.__all__:
+            value, name = getattr(package, each), f"{prefix}.{each}"
+            if isinstance(value, type):
+                if _is_made_by_users(name, value):
+                    yield name, value
+            elif inspect.isfunction(value):
+                yield name, value
+    for holder, make in HOLDERS.items():
+        made = make()
+        for each, method in inspect.getmembers(made, inspect.ismethod):
+            if not each.startswith("_") and inspect.signature(method).parameters:
+                yield f"{holder}.{each}", method
+
+
+def _is_made_by_users(name: str, value: type) -> bool:
+    protocol = getattr(value, "_is_protocol", False)
+    return is_dataclass(value) and not protocol and name not in RESULTS
+
+
+def _entry(name: str, call: Callable[..., Any]) -> Entry:
+    parameters = dict(inspect.signature(call).parameters)
+    if name in VALID:
+        return Entry(name, call, VALID[name], parameters)
+    if not name.startswith("passes."):
+        raise KeyError(f"{name} is public and has no entry in VALID: what does it take?")
+    sized = isinstance(call, type) and issubclass(call, Sizing)
+    return Entry(name, call, lambda _: {"ratio": 0.5} if sized else {}, parameters)
+
+
+def _node() -> Any:
+    return program().module.graph.find_nodes(op="output")[0].all_input_nodes[0]
+
+
+def _read() -> str:
+    return str(next(iter(calibrate.moments(program(), [group()])[group()].each)).value)
+
+
+def _axes() -> Any:
+    return program().analysis.coupling.axes[_read()]
+
+
+def _vectors() -> elimination.Vectors:
+    return elimination.Vectors.of_rows(torch.arange(12.0).reshape(4, 3).sin())
+
+
+def _saved(folder: Path) -> Path:
+    path = folder / "saved.fxc"
+    if not path.exists():
+        program().save(path)
+    return path
+
+
+def _onnx(folder: Path) -> Path:
+    path = folder / "saved.onnx"
+    if not path.exists():
+        fx.export.to_onnx(program(), path)
+    return path
+
+
+def _array(folder: Path) -> str:
+    import numpy as np
+
+    np.save(folder / "x.npy", images().numpy())
+    return str(folder / "x.npy")
