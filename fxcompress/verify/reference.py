@@ -98,5 +98,9 @@ def compared_by(plan: Plan) -> str:
 def _what(edit: object) -> str:
     if isinstance(edit, Project):
         return "scattered units" if mixes(edit) else "zero-masked units"
-    names = {Offset: "added offsets", Reparametrize: "finalised values", Replace: "replaced values"}
+    names: dict[type, str] = {
+        Offset: "added offsets",
+        Reparametrize: "finalised values",
+        Replace: "replaced values",
+    }
     return names[type(edit)]
