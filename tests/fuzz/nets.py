@@ -73,8 +73,7 @@ def draw(seed: int, limit: int | None = None) -> Case:
         for number in range(length if limit is None else min(limit, length)):
             _extend(rng, values, blocks, wires, FIRST if number == 0 else FAMILIES)
         for block in _head(rng, values[-1]):
-            values.append(_run(block, [values[-1]]))
-            wires.append(Wire((len(values) - 2,)))
+            wires.append(Wire((len(blocks),)))
             blocks.append(block)
     net = RandomNet(blocks, wires).double()
     randomize(net, seed)
@@ -97,7 +96,7 @@ def _extend(
         if block is None or (block.writes and 0 in sources):
             continue  # nets do not write into their inputs
         value = _run(block, found)
-        if 1 < value.dim() <= 5 and 1 < value[0].numel() <= LARGEST:
+        if value is not None and 1 < value.dim() <= 5 and 1 < value[0].numel() <= LARGEST:
             block.family = kind.name
             values.append(value)
             blocks.append(block)
@@ -120,10 +119,13 @@ def _family(rng: random.Random, found: list[Tensor], families: Mapping[str, Fami
     return rng.choices(fitting, [f.weight for f in fitting])[0]
 
 
-def _run(block: Block, operands: list[Tensor]) -> Tensor:
-    with torch.no_grad():
+def _run(block: Block, operands: list[Tensor]) -> Tensor | None:
+    """What a block gives; None where torch forbids it (a piece of a split is written to)."""
+    try:
         value: Tensor = block.double().eval()(*(value.clone() for value in operands))
-    return value
+    except RuntimeError:
+        return None
+    return value.detach()
 
 
 def _head(rng: random.Random, last: Tensor) -> list[Block]:
