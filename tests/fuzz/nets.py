@@ -122,7 +122,9 @@ def _family(rng: random.Random, found: list[Tensor], families: Mapping[str, Fami
 def _run(block: Block, operands: list[Tensor]) -> Tensor | None:
     """What a block gives; None where torch forbids it (a piece of a split is written to)."""
     try:
-        value: Tensor = block.double().eval()(*(value.clone() for value in operands))
+        value: Tensor = block.double().eval()(
+            *(1 * value.clone().requires_grad_() for value in operands)
+        )
     except RuntimeError:
         return None
     return value.detach()
