@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -90,11 +91,23 @@ class Replace(Checked):
     pattern: Pattern | None = None
 
 
+@runtime_checkable
+class Masking(Protocol):
+    """A module of `Reparametrize` that makes entries zero for good tells which."""
+
+    def zeros(self) -> tuple[Tensor, Pattern | None]:
+        """A mask of the parameter's shape, True where an entry may be non-zero, and what the mask
+        adheres to, if to anything.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Reparametrize(Checked):
     """`parameter` is read through `module` from now on, until the program is finalised.
 
-    The module takes the parameter and returns a tensor of the same shape and dtype.
+    The module takes the parameter and returns a tensor of the same shape and dtype. Where it is
+    `Masking`, its zeros are known as those of `Replace` are.
     """
 
     parameter: str

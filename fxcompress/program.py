@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from fxcompress import io
@@ -20,11 +19,11 @@ from fxcompress.coupling import couple
 from fxcompress.errors import LoadError, PlanError, WriteBackError
 from fxcompress.explain import explain_groups, explain_path, matching_groups, shared_groups
 from fxcompress.finalize import finalize
-from fxcompress.graph import CapturedModule, clone_graph, find_tensor
+from fxcompress.graph import CapturedModule, clone_graph
 from fxcompress.groups import Analysis, ChannelGroup
 from fxcompress.plan import Pattern, Plan
 from fxcompress.report import Report
-from fxcompress.sparsity import Masks, Zeros
+from fxcompress.sparsity import Masks, Zeros, current_masks
 from fxcompress.task import Task
 from fxcompress.tensors import names_of, replace_tensor, state_digest
 from fxcompress.validate import check_values
@@ -184,7 +183,8 @@ class Program:
     @sealed
     def finalize(self) -> Program:
         """The same program with every mask and reparametrisation folded into plain parameters."""
-        new = replace(self, module=finalize(self.module))
+        masks = current_masks(self.module, self.masks)
+        new = replace(self, module=finalize(self.module), masks=masks)
         cost = new.cost()
         after = {name: getattr(cost, name) for name in ("params", "flops", "macs", "bytes")}
         changes = {k: replace(getattr(self.report, k), after=v) for k, v in after.items()}
@@ -206,32 +206,48 @@ class Program:
 
     @checked(PlanError)
     @sealed
-    def save(self, path: FilePath) -> None:
-        """Write the program, masks folded, without pickle.
+    def save(self, path: FilePath, *, inputs: bool = False) -> None:
+        """Write the program as it is, without pickle.
 
-        To a directory, or to one file where `path` ends in ``.fxc`` or ``.safetensors``.
+        What is in training stays in training: masks, gates and their like are saved beside the
+        parameters that are read through them. Say ``program.finalize().save(path)`` to fold them.
+
+        Args:
+            path: A directory, or one file where it ends in ``.fxc`` or ``.safetensors``.
+            inputs: Write the values of the example inputs. Otherwise a loaded program has others of
+                the same shapes, types and ranges.
+
+        Raises:
+            FxCompressError: The program holds what a file without code cannot, such as a small
+                module whose class is not `fxcompress.io.saveable`.
+            WriteError: The disk refuses, or something that is not ours is in the way.
         """
-        final = self.finalize()
-        manifest = {
-            "args": tuple(self.args),
-            "kwargs": dict(self.kwargs),
-            "dynamic": [{str(dim): name for dim, name in axes.items()} for axes in self.dynamic],
-            "single": self.single,
-            "seed": self.seed,
-            "pin": list(self.pin),
-            "probe": self.probe,
-            "history": list(self.history),
-            "parent": self.parent,
-            "report": final.report.to_dict(),
-            "mixed": sorted(self.mixed),
-            "names": dict(self.names),
-            "masks": {
-                name: (zeros.mask, zeros.pattern and astuple(zeros.pattern))
-                for name, zeros in self.masks.items()
-            },
-            "kept": {name: tuple(axes) for name, axes in self.kept.items()},
-        }
-        io.save_module(path, final.module, manifest)
+        io.save_module(path, self.module, _manifest(self, inputs))
+
+
+def _manifest(program: Program, inputs: bool) -> dict[str, Any]:
+    """What a file says of a program beside its module; `SavedProgram` reads it."""
+    examples = (tuple(program.args), dict(program.kwargs))
+    args, kwargs = examples if inputs else io.without_values(examples, program.seed)
+    return {
+        "args": args,
+        "kwargs": kwargs,
+        "dynamic": [{str(dim): name for dim, name in axes.items()} for axes in program.dynamic],
+        "single": program.single,
+        "seed": program.seed,
+        "pin": list(program.pin),
+        "probe": program.probe,
+        "history": list(program.history),
+        "parent": program.parent,
+        "report": program.report.to_dict(),
+        "mixed": sorted(program.mixed),
+        "names": dict(program.names),
+        "masks": {
+            name: (zeros.mask, zeros.pattern and astuple(zeros.pattern))
+            for name, zeros in current_masks(program.module, program.masks).items()
+        },
+        "kept": {name: tuple(axes) for name, axes in program.kept.items()},
+    }
 
 
 @checked(LoadError)
@@ -251,21 +267,8 @@ def load(path: FilePath, *, allow: Collection[str] = ()) -> Program:
         LoadError: The path holds no program, a damaged one, one of another version, or one that
             does what a program may not.
     """
-    module, manifest = io.load_module(path, allow)
-    try:
-        return _program(module, manifest)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise LoadError(
-            f"the manifest in {path} is damaged ({type(error).__name__}: {str(error)[:300]}); "
-            "save the program again"
-        ) from error
-
-
-def _program(module: CapturedModule, manifest: Mapping[str, Any]) -> Program:
-    from fxcompress.io.saved import SavedProgram  # pydantic is slow to import
-
-    saved = SavedProgram.model_validate(dict(manifest))
-    program = Program(
+    module, saved = io.load_program(path, allow)
+    return Program(
         module=module,
         args=saved.args,
         kwargs=saved.kwargs,
@@ -285,32 +288,6 @@ def _program(module: CapturedModule, manifest: Mapping[str, Any]) -> Program:
         },
         kept=saved.kept,
     )
-    _check_tables(program)
-    return program
-
-
-def _check_tables(program: Program) -> None:
-    """What is said of parameters fits them.
-
-    Raises:
-        LoadError: A mask or an index belongs to another parameter.
-    """
-    for name, zeros in program.masks.items():
-        value = find_tensor(program.module, name)
-        good = value is not None and zeros.mask.dtype == torch.bool
-        good = good and value is not None and zeros.mask.shape == value.shape
-        if not good or (zeros.pattern and not zeros.pattern.holds(zeros.mask)):
-            raise LoadError(f"the mask of {name!r} is not one of it; the manifest is damaged")
-    for name, axes in program.kept.items():
-        value = find_tensor(program.module, name)
-        shape = () if value is None else value.shape
-        sizes = zip(axes, shape, strict=False)
-        if len(axes) != len(shape) or not all(_are_indices(index, size) for index, size in sizes):
-            raise LoadError(f"what was kept of {name!r} is not of it; the manifest is damaged")
-
-
-def _are_indices(index: Tensor | None, size: int) -> bool:
-    return index is None or (index.dtype == torch.int64 and tuple(index.shape) == (size,))
 
 
 class Pass(Protocol):

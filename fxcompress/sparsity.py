@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from fxcompress.graph import find_tensor
-from fxcompress.plan import Pattern, Plan, Replace
+from fxcompress.graph import CapturedModule, find_tensor, parameter_of
+from fxcompress.plan import Masking, Pattern, Plan, Replace
 from fxcompress.rewrite import Rewritten
 
 _NAMED = 5
@@ -54,8 +55,8 @@ def masks_after(known: Masks, plan: Plan, done: Rewritten) -> tuple[dict[str, Ze
     }
     found: dict[str, Zeros] = {}
     filled, broken = [], []
-    for name, zeros in {**known, **new}.items():
-        value = find_tensor(done.module, name)
+    for name, zeros in current_masks(done.module, {**known, **new}).items():
+        value = _read_value(done.module, name)
         if value is None:
             continue
         mask = _cut(zeros.mask, done.kept.get(name, ()))
@@ -70,6 +71,35 @@ def masks_after(known: Masks, plan: Plan, done: Rewritten) -> tuple[dict[str, Ze
         *_notes(broken, "keep their zeros but lose the pattern"),
         *_notes(filled, "lose their zeros"),
     ]
+
+
+def current_masks(module: CapturedModule, known: Masks) -> dict[str, Zeros]:
+    """The masks known, and those of the modules through which parameters are read now."""
+    found = dict(known)
+    for name, child in _readers(module).items():
+        if isinstance(child, Masking):
+            mask, pattern = child.zeros()
+            found[name] = Zeros(mask.detach().bool(), pattern)
+    return found
+
+
+def _readers(module: CapturedModule) -> dict[str, nn.Module]:
+    """The small module through which each reparametrised parameter is read."""
+    found = {}
+    for node in module.graph.find_nodes(op="call_module"):
+        name = parameter_of(node.args[0]) if node.args else None
+        if name is not None:
+            found[name] = module.get_submodule(str(node.target))
+    return found
+
+
+def _read_value(module: CapturedModule, name: str) -> Tensor | None:
+    """What the graph reads as this parameter, if there is one."""
+    value, through = find_tensor(module, name), _readers(module).get(name)
+    if value is None or through is None:
+        return value
+    with torch.no_grad():
+        return through(value)  # type: ignore[no-any-return]
 
 
 def _cut(mask: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:

@@ -5,8 +5,9 @@ Sizes stay as they are; a runtime that knows the pattern skips the zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +17,7 @@ from fxcompress.arguments import Count
 from fxcompress.budget import Globs, Recipe, check_globs, matches, names_of
 from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor, parameter_of
+from fxcompress.io import saveable
 from fxcompress.plan import Pattern, Plan, Reparametrize, Replace
 from fxcompress.program import Program
 
@@ -94,22 +96,35 @@ class NMSparsity(Recipe):
         if not torch.isfinite(weight).all():
             raise PlanError(f"{name} has entries that are not finite; mend the checkpoint")
         mask = largest(weight.abs(), self.n, self.m, axis)
+        pattern = Pattern(self.n, self.m, axis)
         if self.trainable:
-            return Reparametrize(name, Mask(mask))
-        return Replace(name, weight * mask, mask, Pattern(self.n, self.m, axis))
+            return Reparametrize(name, Mask(mask, pattern))
+        return Replace(name, weight * mask, mask, pattern)
 
 
+@saveable
 class Mask(nn.Module):
     """Multiplies a weight by a mask that stays."""
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, pattern: Pattern) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
+        self.pattern = pattern
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask
+
+    def zeros(self) -> tuple[Tensor, Pattern]:
+        return self.mask, self.pattern
+
+    def config(self) -> Mapping[str, Any]:
+        return {"shape": list(self.mask.shape), "pattern": list(astuple(self.pattern))}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Mask:
+        return cls(torch.ones(config["shape"], dtype=torch.bool), Pattern(*config["pattern"]))
 
 
 def largest(score: Tensor, n: int, m: int, axis: int) -> Tensor:

@@ -9,6 +9,7 @@ in a digest of their content: ``model-….safetensors`` (the state dict) and ``e
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,25 @@ from fxcompress.errors import LoadError
 from fxcompress.graph import CapturedModule, set_tensor
 from fxcompress.io.files import program_target, storable, write
 from fxcompress.io.graphs import check_graph, dump_graph, load_graph
+from fxcompress.io.inputs import without_values
 from fxcompress.io.modules import Saveable, dump_modules, make_module, saveable
 from fxcompress.io.reading import EXTRA, read
 from fxcompress.io.seal import digest_of
 from fxcompress.io.values import Decoder, Encoder, Json
 
 if TYPE_CHECKING:
+    from fxcompress.io.saved import SavedProgram
     from fxcompress.io.schema import Manifest, Owned, Tied
 
-__all__ = ["Saveable", "load_module", "program_target", "save_module", "saveable"]
+__all__ = [
+    "Saveable",
+    "load_module",
+    "load_program",
+    "program_target",
+    "save_module",
+    "saveable",
+    "without_values",
+]
 
 
 def save_module(path: str | Path, module: CapturedModule, manifest: Mapping[str, Any]) -> None:
@@ -86,13 +97,31 @@ def load_module(
         LoadError: The path holds no program, a damaged one, one of another version, or one that
         does what a program may not; the message says what and where.
     """
-    path = Path(path)
-    manifest, tensors = read(path)
+    with _told(path):
+        return _assemble(*read(Path(path)), allow)
+
+
+def load_program(
+    path: str | Path, allow: Collection[str] = ()
+) -> tuple[CapturedModule, SavedProgram]:
+    """As `load_module`, with a manifest that is that of a program."""
+    from fxcompress.io.saved import SavedProgram, check_saved  # pydantic is slow to import
+
+    with _told(path):
+        module, manifest = _assemble(*read(Path(path)), allow)
+        saved = SavedProgram.model_validate(manifest)
+        check_saved(module, saved)
+        return module, saved
+
+
+@contextmanager
+def _told(path: str | Path) -> Iterator[None]:
+    """Whatever a damaged manifest makes torch, pydantic or Python say, as one error of ours."""
     try:
-        return _assemble(manifest, tensors, allow)
+        yield
     except (LoadError, MemoryError):
         raise
-    except Exception as error:  # whatever a damaged manifest makes torch, pydantic or Python say
+    except Exception as error:
         raise LoadError(
             f"the manifest in {path} is damaged ({type(error).__name__}: {str(error)[:300]}); "
             "save the program again"

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from fxcompress.errors import LoadError
+from fxcompress.graph import CapturedModule, find_tensor, is_tensor, shape_of
 from fxcompress.io.schema import Text
+from fxcompress.plan import Pattern
 
 Axis = Annotated[str, Field(pattern=r"^[0-9]{1,2}$")]
 Count = Annotated[int, Field(ge=1)]
@@ -37,3 +42,46 @@ class SavedProgram(BaseModel):
     names: dict[Text, Text]
     masks: dict[Text, tuple[Tensor, tuple[Count, Count, Annotated[int, Field(ge=0)]] | None]]
     kept: dict[Text, tuple[Tensor | None, ...]]
+
+
+def check_saved(module: CapturedModule, saved: SavedProgram) -> None:
+    """Check that what is said of inputs and parameters fits them.
+
+    Raises:
+        LoadError: A mask or an index belongs to another parameter, or an input to another graph.
+    """
+    _check_inputs(module, saved)
+    for name, (mask, pattern) in saved.masks.items():
+        value = find_tensor(module, name)
+        if value is None or mask.dtype != torch.bool or mask.shape != value.shape:
+            raise LoadError(f"the mask of {name!r} is not one of it; the manifest is damaged")
+        if pattern and (pattern[2] >= mask.dim() or not Pattern(*pattern).holds(mask)):
+            raise LoadError(f"the mask of {name!r} has no such pattern; the manifest is damaged")
+    for name, axes in saved.kept.items():
+        if not _are_indices(axes, find_tensor(module, name)):
+            raise LoadError(f"what was kept of {name!r} is not of it; the manifest is damaged")
+
+
+def _check_inputs(module: CapturedModule, saved: SavedProgram) -> None:
+    """Every tensor input has the rank of its placeholder, and its free axes are axes of it."""
+    given = [
+        len(leaf.shape)
+        for leaf in pytree.tree_leaves((saved.args, saved.kwargs))
+        if isinstance(leaf, Tensor)
+    ]
+    nodes = module.graph.find_nodes(op="placeholder")
+    taken = [len(shape_of(node)) for node in nodes if is_tensor(node)]
+    axes = [max(map(int, free), default=-1) for free in saved.dynamic]
+    good = given in ([], taken) and len(axes) in (0, len(taken))
+    if not good or any(axis >= rank for axis, rank in zip(axes, taken, strict=False)):
+        raise LoadError("the example inputs are not those of the graph; the manifest is damaged")
+
+
+def _are_indices(axes: tuple[Tensor | None, ...], value: Tensor | None) -> bool:
+    """Whether there is an index, or None, for each axis; a parameter may have gone meanwhile."""
+    sizes = [None] * len(axes) if value is None else list(value.shape)
+    return len(axes) == len(sizes) and all(
+        index is None
+        or (index.dtype == torch.int64 and index.dim() == 1 and size in (None, len(index)))
+        for index, size in zip(axes, sizes, strict=True)
+    )

@@ -19,13 +19,14 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import FxCompressError, LoadError
+from fxcompress.io.inputs import Drawn
 from fxcompress.io.trees import dump_spec, load_spec
 
 Json = Any
 
 PLAIN_KINDS = frozenset({"complex", "device", "dtype", "float", "layout", "memory_format", "tuple"})
 """The kinds that arguments of operators have, beside nodes."""
-ALL_KINDS = PLAIN_KINDS | {"dict", "ellipsis", "slice", "tensor", "tree"}
+ALL_KINDS = PLAIN_KINDS | {"dict", "drawn", "ellipsis", "slice", "tensor", "tree"}
 """The kinds that a manifest may hold beside the graph."""
 
 
@@ -60,6 +61,9 @@ class Encoder:
             name = f"tensor.{len(self.tensors)}"
             self.tensors[name] = value
             return "tensor", name
+        if isinstance(value, Drawn):
+            parts = (list(value.shape), value.dtype, value.low, value.high, value.seed)
+            return "drawn", self._all(parts, where)
         if isinstance(value, torch.Size) or type(value) is tuple:
             return "tuple", self._all(value, where)
         if isinstance(value, slice):
@@ -170,6 +174,20 @@ def _is_key(value: object) -> bool:
     return all(part is None or isinstance(part, str | int | float) for part in parts)
 
 
+def _drawn(decoder: Decoder, data: Json) -> Tensor:
+    shape, dtype, low, high, seed = decoder.list_of(data, count=5)
+    sizes = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**48 for n in shape)
+    kinds = (float,) if not isinstance(dtype, torch.dtype) or _is_inexact(dtype) else (int, bool)
+    _require(sizes and len(shape) <= 64 and isinstance(dtype, torch.dtype), data)
+    _require(type(low) is type(high) and type(low) in kinds and not low > high, data)
+    _require(type(seed) is int and -(2**62) < seed < 2**62, data)
+    return Drawn(tuple(shape), dtype, low, high, seed).draw()
+
+
+def _is_inexact(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
 def _tree(decoder: Decoder, data: Json) -> Any:
     from fxcompress.io.schema import Tree  # pydantic is slow to import
 
@@ -195,6 +213,7 @@ _DECODERS: dict[str, Callable[[Decoder, Json], Any]] = {
     "complex": lambda decoder, parts: complex(*decoder.list_of(parts, int, float, count=2)),
     "device": _device,
     "dict": _dict,
+    "drawn": _drawn,
     "dtype": lambda _, name: _torch_object(name, torch.dtype),
     "ellipsis": lambda *_: Ellipsis,
     "float": _float,
