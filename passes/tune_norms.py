@@ -44,7 +44,7 @@ class TuneNorms(Recipe):
 
         Raises:
             PlanError: The program has no data, labels or loss, or no such norm.
-            FxCompressError: Training diverged.
+            FxCompressError: The loss hangs on no such norm, or training diverged.
         """
         task = require_data(program, "TuneNorms", labels=True)
         module = copy.deepcopy(program.module)

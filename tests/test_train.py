@@ -186,3 +186,21 @@ def test_frozen_parameters_and_senseless_recipes_are_refused() -> None:
         Trainer(epochs=0)
     with pytest.raises(FxCompressError, match="no metric"):
         evaluate(captured(), Task([]))
+
+
+def test_a_loss_that_hangs_on_nothing_trained_is_refused() -> None:
+    """The norm here is computed and never used."""
+
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.norm(x)
+            return self.head(x)  # type: ignore[no-any-return]
+
+    net = Unused()
+    net.head.requires_grad_(False)
+    with pytest.raises(FxCompressError, match="hangs on none of the parameters"):
+        Trainer(epochs=1).fit(net, Task([(torch.ones(3, 4), torch.zeros(3, 2))], F.mse_loss))

@@ -71,7 +71,8 @@ class Trainer(Checked):
             The mean loss of every epoch.
 
         Raises:
-            FxCompressError: The task has no loss or no data, or training diverged.
+            FxCompressError: The task has no loss or no data, the loss has no gradient, or training
+                diverged.
         """
         optimizer = self._optimizer(module)
         losses = []
@@ -112,6 +113,11 @@ class Trainer(Checked):
                 raise FxCompressError(
                     f"training diverged: the loss is {value} in epoch {epoch}, batch {number}; "
                     f"lower lr={self.lr}, or give some warmup or clip"
+                )
+            if not loss.requires_grad:
+                raise FxCompressError(
+                    f"the loss of batch {number} hangs on none of the parameters that are to be "
+                    "trained; free others, or see that the loss is computed from the output"
                 )
             optimizer.zero_grad()
             loss.backward()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fxcompress as fx
 from fuzz.methods import PASSES
 from fuzz.nets import Case, draw
-from fxcompress.errors import ExportError, PlanError, WriteBackError
+from fxcompress.errors import ExportError, FxCompressError, VerificationError, WriteBackError
 from fxcompress.program import Program
 from selection import RandomSelection, zero_masked
 
@@ -124,7 +124,9 @@ class Trial:
         """A pass is proved by its own check, declines, or refuses in words."""
         try:
             self.last = fx.apply(self.dense, PASSES[self.method](self.rng))
-        except PlanError as error:
+        except VerificationError:
+            raise
+        except FxCompressError as error:
             raise Refusal(str(error)) from error
         for x in _batches(self.case):
             if not bool(torch.isfinite(_run(self.last.module, x)).all()):
