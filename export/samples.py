@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress import draws
 from fxcompress.errors import ExportError
 from fxcompress.export.exportable import Inputs
 
@@ -26,13 +27,10 @@ _ORT_DTYPES = {
 
 def resized(inputs: Inputs, sizes: Mapping[str, int]) -> list[Tensor]:
     """The example with its named dimensions at other sizes; its slices are repeated in turn."""
-    result = []
-    for tensor, dims in zip(inputs.tensors, inputs.dynamic, strict=True):
-        for dim, label in dims.items():
-            wanted = sizes.get(label, tensor.shape[dim])
-            tensor = tensor.index_select(dim, torch.arange(wanted) % max(1, tensor.shape[dim]))
-        result.append(tensor.clone())
-    return result
+    return [
+        draws.resized(tensor, {dim: sizes[name] for dim, name in dims.items() if name in sizes})
+        for tensor, dims in zip(inputs.tensors, inputs.dynamic, strict=True)
+    ]
 
 
 def drawn(inputs: Inputs, sizes: Mapping[str, int], seed: int) -> list[Tensor]:
@@ -42,7 +40,7 @@ def drawn(inputs: Inputs, sizes: Mapping[str, int], seed: int) -> list[Tensor]:
     and floats with infinities among them, are masks: they keep the example's values.
     """
     generator = torch.Generator().manual_seed(seed)
-    return [_like(tensor, generator) for tensor in resized(inputs, sizes)]
+    return [draws.drawn_like(tensor, generator) for tensor in resized(inputs, sizes)]
 
 
 def other_sizes(inputs: Inputs) -> dict[str, int]:
@@ -51,25 +49,6 @@ def other_sizes(inputs: Inputs) -> dict[str, int]:
     A smaller one cannot run off a table of positions; below 2 there is none that is general.
     """
     return {label: size - 1 if size > 2 else size + 1 for label, size in inputs.sizes().items()}
-
-
-def _like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    if tensor.numel() == 0 or tensor.dtype == torch.bool or tensor.is_complex():
-        return tensor
-    low, high = tensor.min().item(), tensor.max().item()
-    if not tensor.is_floating_point():
-        return torch.randint(
-            int(low), int(high) + 1, tensor.shape, generator=generator, dtype=tensor.dtype
-        )
-    wide = tensor.double()
-    if not wide.isfinite().all():
-        return tensor
-    if low == high:  # a dummy such as torch.zeros: anything between it and 0 and 1
-        low, high = min(low, 0.0), max(high, 1.0)
-        fresh = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        return (low + (high - low) * fresh).to(tensor.dtype)
-    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-    return (wide.mean() + wide.std() * noise).clamp(low, high).to(tensor.dtype)
 
 
 def made_up(declared: Sequence[Any], seed: int) -> tuple[Tensor, ...]:

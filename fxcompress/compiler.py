@@ -89,9 +89,9 @@ def compile(
     """
     tell = on_progress or logger.info
     tell("capture")
-    captured = capture(model, args, kwargs, dynamic)
+    captured = capture(model, args, kwargs, dynamic, canonicalize)
     program = Program(
-        module=canonicalize(captured.module),
+        module=captured.module,
         args=captured.args,
         kwargs=captured.kwargs,
         dynamic=captured.dynamic,

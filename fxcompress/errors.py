@@ -16,6 +16,10 @@ class CaptureError(FxCompressError):
     """The model or its example inputs could not be turned into a graph."""
 
 
+class InputError(FxCompressError):
+    """A program was called with inputs that it was not captured for."""
+
+
 class PlanError(FxCompressError):
     """A plan would break the program; the program was left as it was."""
 

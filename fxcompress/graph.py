@@ -8,6 +8,7 @@ with `shape_of`, `dtype_of` and `dynamic_dims`, whatever kind of value ``meta["v
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from fxcompress.errors import FxCompressError
+from fxcompress.interface import Interface, assuming, being_traced
 
 aten = torch.ops.aten
 
@@ -70,7 +72,20 @@ class TensorMeta:
 
 
 class CapturedModule(fx.GraphModule):
-    """A captured model: ATen nodes, the model's own parameter names, called like the model."""
+    """A captured model: ATen nodes, the model's own parameter names, called like the model.
+
+    Attributes:
+        interface: What its inputs must be; every call is checked against it, except while it is
+            traced. None lets anything through.
+    """
+
+    interface: Interface | None = None
+
+    def recompile(self) -> Any:
+        code = super().recompile()
+        kind: Any = type(self)  # fx makes a class for every graph module
+        kind.forward = _guarded(kind.forward)
+        return code
 
     def train(self, mode: bool = True) -> Self:
         """Switch normalisation and dropout nodes to training, or to evaluation.
@@ -88,10 +103,18 @@ class CapturedModule(fx.GraphModule):
         before = _device(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = _device(self)
+        if self.interface is not None:
+            self.interface = self.interface.cast(
+                lambda dtype: fn(torch.empty(0, dtype=dtype)).dtype
+            )
         if before is not None and after is not None and before != after:
             _move_devices(self.graph, before, after)
             self.recompile()
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What GraphModule's own gives back is a plain graph module, which checks no inputs.
+        return _unpickled, super().__reduce__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
         # GraphModule's own deepcopy forgets which buffers at the root are not persistent.
@@ -118,6 +141,7 @@ def clone_graph(module: CapturedModule, *, compiled: bool = True) -> CapturedMod
     _share_tables(module, clone, seen)
     clone.training = module.training
     clone.meta = dict(module.meta)
+    clone.interface = module.interface
     graph = _copy_graph(module.graph)
     if compiled:
         clone.graph = graph
@@ -125,6 +149,17 @@ def clone_graph(module: CapturedModule, *, compiled: bool = True) -> CapturedMod
         clone._graph = graph
         graph.owning_module = clone
     return clone
+
+
+def _unpickled(rebuild: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> Any:
+    """A captured module from what was pickled. What was known of its nodes is not kept."""
+    plain = rebuild(*arguments)
+    module = CapturedModule(nn.Module(), fx.Graph())
+    _share_tables(plain, module, {id(plain): module})
+    module.training, module.meta = plain.training, dict(plain.meta)
+    module.interface = plain.__dict__["interface"]
+    module.graph = plain.graph
+    return module
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
@@ -216,6 +251,18 @@ def set_tensor(module: nn.Module, name: str, value: Tensor, *, persistent: bool 
         owner.register_parameter(leaf, value)
     else:
         owner.register_buffer(leaf, value, persistent=persistent)
+
+
+def _guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that looks at its inputs first."""
+
+    @functools.wraps(forward)
+    def checked(self: CapturedModule, *args: Any, **kwargs: Any) -> Any:
+        if self.interface is not None and (assuming() or not being_traced()):
+            self.interface.check(args, kwargs)
+        return forward(self, *args, **kwargs)
+
+    return checked
 
 
 def _set_mode(node: fx.Node, training: bool) -> bool:

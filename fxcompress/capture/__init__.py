@@ -7,8 +7,9 @@ A model comes as `nn.Module`, `fx.GraphModule`, `ExportedProgram` or ``.pt2`` fi
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,18 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.ambient import sealed
 from fxcompress.capture.assemble import assemble
-from fxcompress.capture.inputs import Axes, DynamicSpec, Inputs, dynamic_axes
+from fxcompress.capture.guards import AxisNames, interface_of
+from fxcompress.capture.inputs import BATCH, Axes, DynamicSpec, Inputs, labelled
+from fxcompress.capture.ones import admit_ones
 from fxcompress.capture.refusals import mismatch, refuse_bad_weights, refuse_uninitialized
 from fxcompress.capture.tracing import quiet, trace
-from fxcompress.errors import CaptureError
+from fxcompress.errors import CaptureError, InputError
 from fxcompress.graph import CapturedModule
+from fxcompress.interface import Interface
 
 __all__ = ["Captured", "DynamicSpec", "Source", "capture"]
+
+_log = logging.getLogger(__name__)
 
 Source = nn.Module | ExportedProgram | str | Path
 
@@ -57,6 +63,7 @@ def capture(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     dynamic: DynamicSpec = "batch",
+    finish: Callable[[CapturedModule], CapturedModule] | None = None,
 ) -> Captured:
     """Capture what a model computes in evaluation mode, as a graph with copies of its parameters.
 
@@ -70,6 +77,7 @@ def capture(
             ``None`` or ``"none"`` fixes every size; a mapping
             ``{input index or name: {axis: name}}`` frees exactly those axes, or fails.
             An exported program is dynamic where it was exported so.
+        finish: Applied to the graph before it is compared with the model at sizes of one.
 
     Returns:
         The captured module with its inputs; its ``dynamic`` tells which axes came out free.
@@ -85,24 +93,72 @@ def capture(
         >>> captured.module(torch.randn(7, 4)).shape
         torch.Size([7, 2])
     """
-    given = inputs = _detached(_tuple_of(args), dict(kwargs or {}))
-    if isinstance(model, nn.Module):
-        _require_tensors(inputs)
-        refuse_uninitialized(model)
-        program, inputs = trace(_trainable(model), inputs, dynamic)
-        source, baked = type(model).__name__, False
-    else:
+    given = _detached(_tuple_of(args), dict(kwargs or {}))
+    names = dict(dynamic.items()) if isinstance(dynamic, Mapping) else {}
+    if not isinstance(model, nn.Module):
         program, source = _open(model)
-        baked = True
-        if not any(inputs) and program.example_inputs is not None:
-            inputs = _detached(*program.example_inputs)
-        _require_tensors(inputs)
+        if not any(given) and program.example_inputs is not None:
+            given = _detached(*program.example_inputs)
+        _require_tensors(given)
+        module = _assembled(program, given, names, finish, baked=True)
+        module.interface = admit_ones(program.module(check_guards=False), module, given)
+        return Captured(module, *given, labelled(module.interface, given, bool(names)), source)
+    _require_tensors(given)
+    refuse_uninitialized(model)
+    source, model = type(model).__name__, _trainable(model)
+    program, inputs = trace(model, given, dynamic)
+    module = _assembled(program, inputs, names, finish, baked=False)
+    interface = admit_ones(model, module, inputs)
+    single = _shapes(given) != _shapes(inputs)
+    reason = _excluded(interface) if single else None
+    if reason is not None:
+        _refuse_repetition(model, dynamic, reason)
+        program, inputs = trace(model, given, None)
+        single, module = False, _assembled(program, inputs, names, finish, baked=False)
+        interface = replace(_interface(module), note=reason)
+    module.interface = interface
+    axes = labelled(interface, inputs, bool(names))
+    return Captured(module, *inputs, axes, source, single)
+
+
+def _assembled(
+    program: ExportedProgram,
+    inputs: Inputs,
+    names: AxisNames,
+    finish: Callable[[CapturedModule], CapturedModule] | None,
+    *,
+    baked: bool,
+) -> CapturedModule:
+    """The module of an exported program, with its interface; the inputs go with it."""
     refuse_bad_weights(program)
     module = assemble(program, baked)
+    module.interface = interface_of(program, module, names)
+    try:
+        module.interface.check(*inputs)
+    except InputError as error:
+        raise CaptureError(f"the inputs do not go with the exported program: {error}") from error
     _refuse_mismatch(module, inputs)
-    names = dict(dynamic.items()) if isinstance(dynamic, Mapping) else {}
-    single = any(given) and _shapes(given) != _shapes(inputs)
-    return Captured(module, *inputs, dynamic_axes(module.graph, inputs, names), source, single)
+    return module if finish is None else finish(module)
+
+
+def _interface(module: CapturedModule) -> Interface:
+    assert module.interface is not None
+    return module.interface
+
+
+def _excluded(interface: Interface) -> str | None:
+    """Why a batch of one, which was repeated, is not what the graph computes."""
+    return next((one.note for one in interface.sizes.values() if one.note), None)
+
+
+def _refuse_repetition(model: nn.Module, dynamic: DynamicSpec, reason: str) -> None:
+    """Say that the example of one is captured as it is; raise if an axis was asked for by name."""
+    if dynamic != BATCH:
+        raise CaptureError(
+            f"dynamic={dynamic!r} frees an axis of size 1, but {reason}: "
+            "give an example of two there, or leave the axis fixed"
+        )
+    _log.warning("%s is captured for one batch size only: %s", type(model).__name__, reason)
 
 
 def _trainable(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph import dynamic_dims, is_tensor
+from fxcompress.interface import Interface
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
@@ -34,7 +35,7 @@ BATCH = "batch"
 def named_tensors(inputs: Inputs) -> list[tuple[str, Tensor]]:
     """The tensors among the flattened inputs: ``args[0]``, ``input_ids``, ``states['left']``."""
     leaves = pytree.tree_flatten_with_path(inputs)[0]
-    return [(_spell(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+    return [(spell_path(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def widen(inputs: Inputs, dynamic: DynamicSpec) -> Inputs:
@@ -79,22 +80,27 @@ def lost_batches(program: ExportedProgram, inputs: Inputs) -> bool:
     )
 
 
-def dynamic_axes(
-    graph: fx.Graph, inputs: Inputs, names: Mapping[int | str, Mapping[int, str]]
-) -> tuple[Axes, ...]:
-    """The free axes of each tensor input of a captured graph; equal sizes have equal names."""
-    known: dict[str, str] = {}
-    result = []
-    spelled = [name for name, _ in named_tensors(inputs)]
-    for index, node in enumerate(_tensor_inputs(graph)):
-        asked = names.get(index) or names.get(spelled[index]) or {}
-        axes: Axes = {}
-        for axis in sorted(dynamic_dims(node)):
-            size = str(node.meta["val"].shape[axis])
-            default = BATCH if axis == 0 else f"{node.name}_{axis}"
-            axes[axis] = known.setdefault(size, asked.get(axis, default))
-        result.append(axes)
-    return tuple(result)
+def labelled(interface: Interface, inputs: Inputs, asked: bool) -> tuple[Axes, ...]:
+    """The free axes of each tensor, by the names that people and files see.
+
+    Batches are called so, also two that the model does not relate, as long as no other name was
+    asked for and the example has them of one size.
+    """
+    tensors = [tensor for _, tensor in named_tensors(inputs)]
+    batches = [
+        tensor.shape[0]
+        for axes, tensor in zip(interface.free_axes(), tensors, strict=True)
+        if axes.get(0) == BATCH
+    ]
+
+    def label(axis: int, name: str, tensor: Tensor) -> str:
+        other = axis or asked or interface.sizes[name].equals or [tensor.shape[0]] != batches[:1]
+        return name if other else BATCH
+
+    return tuple(
+        {axis: label(axis, name, tensor) for axis, name in axes.items()}
+        for axes, tensor in zip(interface.free_axes(), tensors, strict=True)
+    )
 
 
 def describe(inputs: Inputs) -> str:
@@ -109,7 +115,8 @@ def _tensor_inputs(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "placeholder" and is_tensor(node)]
 
 
-def _spell(path: tuple[Any, ...]) -> str:
+def spell_path(path: tuple[Any, ...]) -> str:
+    """``args[0]``, ``input_ids``, ``states['left']``: the name of one of the flattened inputs."""
     kind, head, *rest = path
     name = f"args[{head.idx}]" if kind.idx == 0 else str(head.key)
     return name + pytree.keystr(tuple(rest))

@@ -20,6 +20,7 @@ from fxcompress.capture.inputs import DynamicSpec, Inputs, axis_requests, lost_b
 from fxcompress.capture.refusals import explain_refusal
 from fxcompress.errors import CaptureError
 from fxcompress.graph import CapturedModule
+from fxcompress.interface import assumed
 
 _log = logging.getLogger(__name__)
 
@@ -93,14 +94,29 @@ def _export(model: nn.Module, inputs: Inputs, dynamic: DynamicSpec) -> ExportedP
     _register_caches(model)
     # torch.export leaves marks on the tensors it is given, and reads them the next time.
     args, kwargs = inputs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
-    with quiet(), _evaluating(model), _whole_attention():
+    with quiet(), evaluating(model), whole_attention(), assumed():
         try:
             shapes = axis_requests(model, inputs, dynamic)
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            called = _called(model)
+            return torch.export.export(called, args, kwargs, dynamic_shapes=shapes, strict=False)
         except CaptureError:
             raise
         except Exception as error:  # whatever the model and torch's own machinery raise
             raise CaptureError(explain_refusal(model, inputs, error)) from error
+
+
+def _called(model: nn.Module) -> nn.Module:
+    """What torch.export calls instead of running its nodes, so that a captured module's checks of
+    its inputs are traced as well.
+    """
+    if not isinstance(model, CapturedModule):
+        return model
+    shell = nn.Module()
+    for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        setattr(shell, table, getattr(model, table))
+    shell.training = model.training
+    shell.forward = model.forward
+    return shell
 
 
 def _register_caches(model: nn.Module) -> None:
@@ -151,7 +167,7 @@ def _held_back() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode, and every module back as it was.
 
     Only the flags are set: torch's exported modules refuse ``eval()``, users override it.
@@ -172,7 +188,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _whole_attention() -> Iterator[None]:
+def whole_attention() -> Iterator[None]:
     """Keep torch's fused inference kernel for attention out: it has no gradient."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

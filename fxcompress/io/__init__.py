@@ -21,6 +21,7 @@ from fxcompress.graph import CapturedModule, set_tensor
 from fxcompress.io.files import program_target, storable, write
 from fxcompress.io.graphs import check_graph, dump_graph, load_graph
 from fxcompress.io.inputs import without_values
+from fxcompress.io.interfaces import dump_interface, load_interface
 from fxcompress.io.modules import Saveable, dump_modules, make_module, saveable
 from fxcompress.io.reading import EXTRA, read
 from fxcompress.io.seal import digest_of
@@ -68,6 +69,7 @@ def save_module(path: str | Path, module: CapturedModule, manifest: Mapping[str,
         "torch": torch.__version__,
         "graph": graph,
         "modules": modules,
+        "interface": dump_interface(module.interface, encoder),
         "training": module.training,
         "tensors": [entry.describe(own) for entry in entries],
         "extras": {name: _describe(encoder.tensors[name], extras[name]) for name in extras},
@@ -144,6 +146,7 @@ def _assemble(
         _add_submodule(module, entry.name, make_module(entry.kind, decoder.decode(entry.config)))
     _register(module, manifest, own)
     module.graph = load_graph(manifest.graph, calls, home)
+    module.interface = load_interface(manifest.interface, module.graph, decoder)
     module.graph.lint()
     module.recompile()
     # The nodes carry their own flags; this is the modules' only.

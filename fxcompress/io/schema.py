@@ -151,6 +151,46 @@ class Graph(Strict):
         return self
 
 
+class TensorInput(Strict):
+    """What a tensor among the inputs has to be; in its shape a name stands for a free axis."""
+
+    name: Text
+    dtype: Dtype
+    shape: Annotated[list[Size | Identifier], Field(max_length=_MAX_RANK)]
+
+
+class ValueInput(Strict):
+    """The value that an input has to have."""
+
+    name: Text
+    value: Encoded
+
+
+class SizeInput(Strict):
+    """A whole number among the inputs that is free."""
+
+    name: Text
+    size: Identifier
+
+
+class SizeRange(Strict):
+    """The sizes that a free axis may have."""
+
+    low: Size
+    high: Size | None
+    equals: Text
+    note: Text
+
+
+class Interface(Strict):
+    """What the inputs have to be; conditions have a grammar of their own, read on use."""
+
+    inputs: list[TensorInput | ValueInput | SizeInput]
+    sizes: dict[Identifier, SizeRange]
+    conditions: list[Text]
+    note: Text
+
+
 class Module(Strict):
     """A small module that the graph calls: the name of its class and what makes it again."""
 
@@ -173,6 +213,7 @@ class Manifest(Strict):
     version: Literal[2]
     torch: Text
     graph: Graph
+    interface: Interface | None
     modules: list[Module]
     training: bool
     tensors: list[Owned | Tied]

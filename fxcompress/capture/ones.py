@@ -1,0 +1,188 @@
+"""Whether a free axis may have size one, which torch.export leaves open.
+
+What an export says of a free size holds from two on: it takes one for a constant, so a branch on
+``x.shape[0] > 1`` and a ``squeeze`` leave no guard. Here model and graph run at size one and are
+compared; where they differ, or cannot be compared, the range of the axis begins at two.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations, product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxcompress.ambient import EXCLUSIVE
+from fxcompress.capture.guards import UNDECIDED
+from fxcompress.capture.inputs import Inputs
+from fxcompress.capture.tracing import evaluating, whole_attention
+from fxcompress.draws import drawn_like, resized
+from fxcompress.graph import CapturedModule
+from fxcompress.interface import Interface, SizeInput, Sizes, TensorInput
+
+_TOLERANCE: Mapping[torch.dtype, float] = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,  # the model may run another kernel for attention than the graph
+    torch.float16: 2e-2,
+    torch.bfloat16: 5e-2,
+}
+_MOST_TOGETHER = 3
+"""Up to so many axes every combination of ones is tried; of more, each alone and all at once."""
+
+
+def admit_ones(model: nn.Module, module: CapturedModule, inputs: Inputs) -> Interface:
+    """The interface of `module`, with one in the range of each axis where it agrees with `model`.
+
+    Both run on copies of whatever they write to, from the same random state.
+
+    Args:
+        model: What was captured.
+        module: The graph of it.
+        inputs: Those of the capture.
+    """
+    interface = module.interface
+    assert interface is not None
+    undecided = {
+        name: interface.sizes[name]
+        for axes in interface.free_axes()
+        for name in axes.values()
+        if not interface.sizes[name].equals and interface.sizes[name].low == UNDECIDED
+    }
+    if not undecided:
+        return interface
+    pair = _Pair(model, module, inputs)
+    notes: dict[str, str] = {}
+    for together in _combinations(list(undecided)):
+        if not notes.keys() & set(together):
+            note = pair.difference(together)
+            if note:
+                notes[together[-1]] = note
+    ranges = {
+        name: replace(one, note=notes[name]) if name in notes else replace(one, low=1)
+        for name, one in undecided.items()
+    }
+    return replace(interface, sizes={**interface.sizes, **ranges})
+
+
+def _combinations(names: list[str]) -> Iterator[tuple[str, ...]]:
+    counts = range(1, len(names) + 1) if len(names) <= _MOST_TOGETHER else (1, len(names))
+    for count in counts:
+        yield from combinations(names, count)
+
+
+class _Pair:
+    """A model and its graph, run on the same inputs."""
+
+    def __init__(self, model: nn.Module, module: CapturedModule, inputs: Inputs) -> None:
+        assert module.interface is not None
+        self._interface = module.interface
+        self._leaves = self._interface.flatten(*inputs)
+        self._sizes = self._interface.sizes_of(self._leaves)
+        self._model, self._module = model, module
+        self._written = _written(module)
+
+    def difference(self, names: Sequence[str]) -> str:
+        """Why these sizes cannot be one, in words; empty if they can."""
+        what = " and ".join(f"{name} 1" for name in names)
+        tensors = (*self._model.parameters(), *self._model.buffers(), *self._leaves)
+        if any(isinstance(value, Tensor) and value.is_meta for value in tensors):
+            return f"{what} was not compared with the model, which has no values"
+        compared = False
+        for sizes in self._around(names):
+            if any(broken not in names for broken in self._interface.violations(sizes)):
+                continue  # refused at the door
+            compared = True
+            reason = self._difference_at(sizes, what)
+            if reason:
+                return reason
+        return "" if compared else f"{what} breaks a relation between sizes"
+
+    def _around(self, names: Sequence[str]) -> Iterator[dict[str, int]]:
+        """These sizes at one, the others at the example's and at their smallest.
+
+        A condition on two sizes that always holds from two on leaves no guard either. If it fails
+        with a one, it fails first where the others are smallest.
+        """
+        interface = self._interface
+        others = [name for name in interface.independent if name not in names]
+        values = [(self._sizes[name], interface.sizes[name].low) for name in others]
+        corners = product(*values) if len(others) < _MOST_TOGETHER else zip(*values, strict=True)
+        for corner in dict.fromkeys(corners):
+            chosen = dict(zip(others, corner, strict=True)) | dict.fromkeys(names, 1)
+            yield interface.complete(chosen)
+
+    def _difference_at(self, sizes: Sizes, what: str) -> str:
+        leaves = self._inputs(sizes)
+        try:
+            expected = self._run(self._model, leaves)
+        except Exception as error:  # whatever the model raises where it does not run
+            return f"the model was not compared at {what}: {type(error).__name__}"
+        try:
+            found = self._run(self._module, leaves)
+        except Exception as error:  # the graph's shapes do not fit there
+            return f"the model computes otherwise at {what}: {type(error).__name__} in the graph"
+        return "" if _same(expected, found) else f"the model computes otherwise at {what}"
+
+    def _inputs(self, sizes: Sizes) -> list[Any]:
+        """Inputs of these sizes with values like the example's, no two alike."""
+        generator = torch.Generator().manual_seed(0)
+        leaves = []
+        for leaf, value in zip(self._interface.inputs, self._leaves, strict=True):
+            if isinstance(leaf, TensorInput):
+                wanted = {i: sizes[n] for i, n in enumerate(leaf.shape) if isinstance(n, str)}
+                value = drawn_like(resized(value, wanted), generator)
+            elif isinstance(leaf, SizeInput):
+                value = sizes[leaf.size]
+            leaves.append(value)
+        return leaves
+
+    def _run(self, module: nn.Module, leaves: list[Any]) -> Any:
+        """Run a copy, which shares only the parameters that nothing writes to."""
+        kept = (p for name, p in module.named_parameters() if name not in self._written)
+        twin = copy.deepcopy(module, {id(parameter): parameter for parameter in kept})
+        if isinstance(twin, CapturedModule):
+            twin.interface = None  # it is what is to be found out
+        copies = pytree.tree_map_only(Tensor, torch.clone, leaves)
+        args, kwargs = pytree.tree_unflatten(copies, self._interface.spec)
+        devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
+        forked = torch.random.fork_rng(list(devices))
+        with EXCLUSIVE, forked, torch.no_grad(), evaluating(twin), whole_attention():
+            torch.manual_seed(0)
+            return twin(*args, **kwargs)
+
+
+def _written(module: CapturedModule) -> set[str]:
+    """The parameters that the graph itself writes to, as an embedding with ``max_norm`` does."""
+    found: set[str] = set()
+    for node in module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        for value, argument in zip(node.args, schema.arguments if schema else (), strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and getattr(value, "op", None) == "get_attr":
+                found.add(str(value.target))
+    return found
+
+
+def _same(expected: Any, found: Any) -> bool:
+    ours, theirs = pytree.tree_leaves(expected), pytree.tree_leaves(found)
+    return len(ours) == len(theirs) and all(map(_agrees, ours, theirs))
+
+
+def _agrees(expected: Any, found: Any) -> bool:
+    if not isinstance(expected, Tensor) or not isinstance(found, Tensor):
+        return type(expected) is type(found) and bool(expected == found)
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return False
+    tolerance = _TOLERANCE.get(expected.dtype)
+    if tolerance is None or not expected.numel():
+        return torch.equal(expected, found)
+    usable = expected.isfinite()
+    if not torch.equal(expected[~usable].nan_to_num(), found[~usable].nan_to_num()):
+        return False
+    largest = expected[usable].abs().max() if bool(usable.any()) else expected.new_zeros(())
+    return bool(((expected - found)[usable].abs() <= tolerance * largest).all())
