@@ -24,6 +24,7 @@ from fxcompress.rewrite import rewrite
 from fxcompress.state import evaluating, forked
 from fxcompress.task import Task, as_task
 from fxcompress.train.batches import call
+from fxcompress.train.quality import loss_of, metric_of
 
 _WHO = "sensitivity"
 
@@ -199,7 +200,7 @@ def _trial(program: Program, one: Pass, group: ChannelGroup, ratio: float) -> Tr
 def _measured(program: Program) -> Quality:
     task = program.task
     if task is not None and task.loss is None and task.metric is None:
-        raise PlanError(f"{_WHO} measures a loss or a metric; give Task(data, loss=...)")
+        raise PlanError(f"{_WHO} measures a loss or a metric; give task=Task(data, loss=...)")
     with evaluating(program.module) as module, forked(module), torch.no_grad():
         found = list(_each(replace(program, module=module)))
     total = sum(size for _, _, size in found)
@@ -214,9 +215,11 @@ def _each(program: Program) -> Iterator[tuple[float | None, float | None, int]]:
     """Loss, metric and size of every batch."""
     for inputs, labels, size in samples_of(program, _WHO, labels=_has_loss(program.task)):
         assert program.task is not None
-        out = call(program.module, program.task, inputs)
-        loss, metric = program.task.loss, program.task.metric
-        yield loss and float(loss(out, labels)), metric and float(metric(out, labels)), size
+        task = program.task
+        out = call(program.module, task, inputs)
+        loss = None if task.loss is None else float(loss_of(task, out, labels, _WHO))
+        metric = None if task.metric is None else metric_of(task, out, labels, _WHO)
+        yield loss, metric, size
 
 
 def _has_loss(task: Task | None) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fxcompress.arguments import Count
 from fxcompress.budget import Recipe
 from fxcompress.calibrate import require_data
+from fxcompress.calibrate.data import samples_of
 from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule, aten, clone_graph, find_tensor, parameter_of
 from fxcompress.plan import Plan, Replace
@@ -40,7 +41,7 @@ class RecalibrateBatchNorm(Recipe):
             PlanError: The program has no data.
         """
         task = require_data(program, "RecalibrateBatchNorm")
-        if next(iter(task.data), None) is None:
+        if next(samples_of(program, "RecalibrateBatchNorm"), None) is None:
             raise PlanError("RecalibrateBatchNorm: the task's data are empty; give some batches")
         statistics = tuple(_statistics(program.module))
         module = _with_own(program.module, statistics)

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -109,7 +111,7 @@ VALID: dict[str, Valid] = {
     "fx.axis_rule": lambda _: {},
     "fx.compile": lambda _: {"model": nn.Linear(3, 4), "args": (torch.ones(2, 3),)},
     "fx.explain": lambda _: {"program": program(), "first": "up.weight"},
-    "fx.load": lambda folder: {"path": _saved(folder)},
+    "fx.load": lambda _: {"path": _saved()},
     "fx.sensitivity": lambda _: {
         "program": program(), "method": fx.passes.MagnitudePruning(ratio=0.5), "ratios": (0.5,)
     },
@@ -129,11 +131,11 @@ VALID: dict[str, Valid] = {
     "export.benchmark": lambda _: {
         "entries": {"a": program()}, "rounds": 2, "warmup": 0, "inputs": [images()]
     },
-    "export.build_engine": lambda folder: {"path": _onnx(folder), "engine_path": folder / "e"},
-    "export.check": lambda folder: {"path": _onnx(folder), "program": program(), "samples": 1},
-    "export.parse": lambda folder: {"path": _onnx(folder)},
+    "export.build_engine": lambda folder: {"path": _onnx(), "engine_path": folder / "e"},
+    "export.check": lambda _: {"path": _onnx(), "program": small(), "samples": 1},
+    "export.parse": lambda _: {"path": _onnx()},
     "export.time_engine": lambda folder: {"engine": folder / "e"},
-    "export.to_onnx": lambda folder: {"program": program(), "path": folder / "a.onnx"},
+    "export.to_onnx": lambda folder: {"program": small(), "path": folder / "a.onnx"},
     "calibrate.Read": lambda _: {"value": _read()},
     "calibrate.gradients": lambda _: {"program": program()},
     "calibrate.lined": lambda _: {"entries": torch.ones(1, 2, 3, 4), "gram": "units"},
@@ -159,7 +161,7 @@ VALID: dict[str, Valid] = {
     "elimination.inverse": lambda _: {"gram": torch.eye(3, dtype=torch.float64), "lam": 1e-3},
     "elimination.scores": lambda _: {"rows": torch.eye(3, dtype=torch.float64), "lam": 1e-3},
     "loaders.load_model": lambda _: {"spec": "torch.nn:Identity", "inputs": ["2x4"]},
-    "loaders.load_task": lambda folder: {"spec": _array(folder), "program": program()},
+    "loaders.load_task": lambda _: {"spec": _array(), "program": program()},
     "loaders.parse_inputs": lambda _: {"specs": ["2x4"]},
     "train.Trainer": lambda _: {},
     "train.Trainer.fit": lambda _: {"module": Net(), "task": task()},
@@ -227,7 +229,9 @@ def _node() -> Any:
     return program().module.graph.find_nodes(op="output")[0].all_input_nodes[0]
 
 
+@cache
 def _read() -> str:
+    """The name of a node that a layer reads."""
     return str(next(iter(calibrate.moments(program(), [group()])[group()].each)).value)
 
 
@@ -239,22 +243,34 @@ def _vectors() -> elimination.Vectors:
     return elimination.Vectors.of_rows(torch.arange(12.0).reshape(4, 3).sin())
 
 
-def _saved(folder: Path) -> Path:
-    path = folder / "saved.fxc"
-    if not path.exists():
-        program().save(path)
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """For files that are only read; it goes with the process."""
+    return tempfile.TemporaryDirectory()
+
+
+@cache
+def _saved() -> Path:
+    path = Path(_folder().name) / "saved.fxc"
+    program().save(path)
     return path
 
 
-def _onnx(folder: Path) -> Path:
-    path = folder / "saved.onnx"
-    if not path.exists():
-        fx.export.to_onnx(program(), path)
+@cache
+def _onnx() -> Path:
+    path = Path(_folder().name) / "saved.onnx"
+    fx.export.to_onnx(small(), path)
     return path
 
 
-def _array(folder: Path) -> str:
-    import numpy as np
+@cache
+def _array() -> str:
+    path = Path(_folder().name) / "x.npy"
+    np.save(path, images().numpy())
+    return str(path)
 
-    np.save(folder / "x.npy", images().numpy())
-    return str(folder / "x.npy")
+
+@cache
+def small() -> fx.export.Example:
+    """For exports, which take long."""
+    return fx.export.Example(nn.Linear(3, 2), (torch.ones(2, 3),))

@@ -212,7 +212,7 @@ def test_bench_times_files_programs_and_models(net: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "kind", "message"),
     [
-        (["inspect", "{bare}"], "LoadError", "give --input SHAPE"),
+        (["inspect", "{bare}"], "LoadError", "--input SHAPE"),
         (["inspect", "{bare}", "-i", "2x5x8x8"], "CaptureError", "refused ResidualNet"),
         (["plan", "{net}", "--ratio", "1.5"], "BudgetError", "in [0, 1) or None, not 1.5"),
         (["plan", "{net}", "--flops", "0.0001"], "BudgetError", "flops"),

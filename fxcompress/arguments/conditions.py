@@ -64,7 +64,7 @@ class Interval:
 
 
 def _is_matrix(value: Tensor) -> bool:
-    return value.dim() == 2 and _is_finite(value)
+    return value.dim() == 2 and value.numel() > 0 and _is_finite(value)
 
 
 def _is_finite(value: Tensor) -> bool:
@@ -96,6 +96,8 @@ Seed = Annotated[int, Interval("[0, 9223372036854775808)")]
 """What generators take that add a few to it."""
 FilePath = Annotated[str | Path, Holds("that names a file", _is_path)]
 AnyPath = Annotated[str | os.PathLike[str], Holds("that names a file", _is_path)]
-Matrix = Annotated[Tensor, Holds("of two axes, floating-point and finite", _is_matrix)]
-Square = Annotated[Tensor, Holds("of two equal axes, floating-point and finite", _is_square)]
+Matrix = Annotated[Tensor, Holds("of two axes, not empty, floating-point and finite", _is_matrix)]
+Square = Annotated[
+    Tensor, Holds("of two equal axes, not empty, floating-point and finite", _is_square)
+]
 Data = Annotated[Tensor, Holds("with floating-point entries, all finite", _is_finite)]

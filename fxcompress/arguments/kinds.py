@@ -18,6 +18,7 @@ from fxcompress.arguments.words import either, nearest, shown, with_article
 
 _MISS = (str, bytes)
 _SHORT = 60
+_WIDEST = 2**63
 
 
 class Refused(Exception):  # noqa: N818 - caught here, and told of as another
@@ -85,9 +86,18 @@ def _fit_number(kind: Any, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, Integral if exact else Real):
         raise _refuse(kind, value, _number_hint(value))
     number = _plain(value)
-    if isinstance(number, float) and not math.isfinite(number):
-        raise _refuse(kind, value)
+    if not exact and not -_WIDEST < number < _WIDEST:  # what torch takes as an int
+        number = number if isinstance(number, float) else _as_float(number)
+        if not math.isfinite(number):
+            raise _refuse(kind, value)
     return number
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _plain(value: Any) -> int | float:
@@ -156,10 +166,14 @@ def _fit_annotated(kind: Any, value: Any) -> Any:
 def _fit_items(kind: Any, value: Any) -> Any:
     """A container of values of one kind; its own type stays, unless a value had to be converted."""
     origin, (item, *_) = get_origin(kind), get_args(kind) or (Any,)
-    if not isinstance(value, _accepted(origin)) or isinstance(value, (*_MISS, Mapping, type)):
+    array = hasattr(value, "__array__")  # one may be gone through, but is one value
+    wrong = array or isinstance(value, (*_MISS, Mapping, type))
+    if wrong or not isinstance(value, _accepted(origin)):
         raise _refuse(kind, value, _container_hint(item, value))
-    if not isinstance(value, Collection) or item is Any:
-        return value  # what can be gone through only once is not touched
+    if item is Any:
+        return value  # not touched: it may be possible to go through it only once
+    if not isinstance(value, Collection):
+        value = list(value)
     found = [_fit_at(item, each, f"[{place}]") for place, each in enumerate(value)]
     if all(a is b for a, b in zip(found, value, strict=True)):
         return value

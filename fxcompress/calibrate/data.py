@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sized
 from typing import Any
 
 from fxcompress.arguments import checked
+from fxcompress.calibrate.fits import check_fits
 from fxcompress.errors import PlanError
 from fxcompress.program import Program
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, head, size_of
+from fxcompress.train.reading import EMPTY
 
 
 @checked(PlanError)
@@ -55,6 +57,7 @@ def samples_of(
                 f"{who} needs labels, and batch {number} of the data has none; "
                 "give batches of (inputs, labels)"
             )
+        check_fits(program, inputs, who, number)
         size = size_of(inputs)
         if limit is not None and seen + size > limit:
             size = limit - seen
@@ -64,7 +67,7 @@ def samples_of(
         if seen == limit:
             return
     if not seen:
-        raise PlanError(f"{who} looks at data and the task's data are empty; give some batches")
+        raise PlanError(f"{who} looks at data: {EMPTY}")
     if isinstance(task.data, Sized) and number < len(task.data):
         raise PlanError(
             f"the data of {who} end after {number} of {len(task.data)} batches; "

@@ -19,6 +19,7 @@ from fxcompress.program import Program
 from fxcompress.state import forked
 from fxcompress.task import Task
 from fxcompress.train.batches import call, head
+from fxcompress.train.quality import depends, loss_of
 
 Tap = Callable[[Tensor, Tensor], None]
 Place = str | tuple[str, str]
@@ -72,6 +73,8 @@ def gradients(
             on the parameters, or the program gives another output for the same batch.
     """
     task = require_data(program, who, labels=True)
+    if parameters is not None and not parameters and not taps:
+        raise PlanError(f"{who}: parameters is empty; name some, or None for all")
     recorder = _Recorder(program, parameters, dict(taps or {}), who)
     seen = 0
     with forked(program.module):
@@ -128,25 +131,13 @@ class _Recorder:
                 old += grad.square()
 
     def _loss(self, task: Task, inputs: Any, labels: Any) -> Tensor:
-        assert task.loss is not None
-        loss = task.loss(call(self.module, task, inputs), labels)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise PlanError(
-                f"{self.who} needs a loss that is one number, and the task's gives "
-                f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}; "
-                "take the mean over the batch"
-            )
+        loss = loss_of(task, call(self.module, task, inputs), labels, self.who)
         if not bool(torch.isfinite(loss)):
             raise PlanError(
                 f"{self.who}: the loss is {loss.item()} on a batch; look at the data, the loss and "
                 "the checkpoint: nothing can be learnt from it"
             )
-        if not loss.requires_grad:
-            raise PlanError(
-                f"{self.who}: the loss depends on no parameter or node that was asked for; "
-                "it must be computed from the model's output, without detach() or item()"
-            )
-        return loss.reshape(())
+        return depends(loss, self.who)
 
     def _visit(self, node: fx.Node, value: Any) -> Any:
         if (name := parameter_of(node)) is not None:
@@ -201,7 +192,7 @@ def _leaves(
     wanted = sorted(known) if parameters is None else parameters
     found = {name: find_tensor(module, name) for name in wanted}
     if bad := sorted(name for name, value in found.items() if value is None):
-        raise PlanError(f"{who} asks for gradients of {', '.join(bad)}: no parameter is called so")
+        raise PlanError(f"{who}: parameters names {', '.join(bad)}: no parameter is called so")
     leaves: dict[int, Tensor] = {}
     own = {n: v for n, v in found.items() if v is not None and v.is_floating_point()}
     for value in own.values():

@@ -49,6 +49,11 @@ def unit_signals(
             f"axis {dim} of {len(axes)}"
         )
     own = held[0] if dim is None else dim
+    if value.shape[own] != axes[own].size:
+        raise PlanError(
+            f"value has {value.shape[own]} entries on axis {own}, where {factor.label} lies; the "
+            f"analysis says {axes[own].size}"
+        )
     dims = [*_numbering(axes, own, over), own]
     expr = product(axes[number] for number in dims)
     rows = value.movedim(dims, tuple(range(len(dims)))).flatten(0, len(dims) - 1)

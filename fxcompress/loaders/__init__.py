@@ -107,7 +107,7 @@ def load_model(
     args, kwargs = given if any(given) else own
     if not args and not kwargs:
         raise LoadError(
-            f"{spec} does not say what it takes; give --input SHAPE for every input, or let the "
+            f"{spec} does not say what it takes; give inputs (--input SHAPE) for each, or let the "
             "factory return (model, args)"
         )
     return _checked(Loaded(model.eval(), args, kwargs, spec), weights)

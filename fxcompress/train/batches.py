@@ -12,11 +12,28 @@ from torch.utils import _pytree as pytree
 from fxcompress.arguments import checked
 from fxcompress.errors import FxCompressError
 from fxcompress.task import Task
+from fxcompress.train.reading import Alike, moved, read, said, told
 
 
 @checked(FxCompressError)
 def call(module: nn.Module, task: Task, inputs: Any) -> Any:
-    """Call the module on a batch's inputs as the task says."""
+    """Call the module on a batch's inputs as the task says.
+
+    Raises:
+        FxCompressError: The module does not take the inputs, or `Task.forward` fails.
+    """
+    try:
+        return _called(module, task, inputs)
+    except FxCompressError:
+        raise
+    except Exception as error:  # whatever the model's or the user's own code raises
+        way = "the module" if task.forward is None else "Task(forward=...)"
+        raise FxCompressError(
+            f"{way} fails on the inputs of a batch ({told(inputs)}): {said(error)}"
+        ) from error
+
+
+def _called(module: nn.Module, task: Task, inputs: Any) -> Any:
     if task.forward is not None:
         return task.forward(module, inputs)
     if isinstance(inputs, Mapping):
@@ -25,16 +42,18 @@ def call(module: nn.Module, task: Task, inputs: Any) -> Any:
 
 
 def batches_of(module: nn.Module, task: Task) -> Iterator[tuple[Any, Any]]:
-    """Inputs and labels on the module's device; labels are None where the data have none."""
+    """Inputs and labels on the module's device; labels are None where the data have none.
+
+    Raises:
+        PlanError: Reading the data fails or does not end, or a batch is unlike the first.
+    """
     state = next(module.parameters(), None)
     device = torch.device("cpu") if state is None else state.device
-    for batch in task.data:
-        yield _split(_moved(batch, device))
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    plain = dict(batch) if isinstance(batch, Mapping) else batch
-    return pytree.tree_map_only(Tensor, lambda value: value.to(device), plain)
+    alike = Alike()
+    for number, batch in read(task):
+        inputs, labels = _split(moved(batch, device, number))
+        alike.check(inputs, number)
+        yield inputs, labels
 
 
 def _split(batch: Any) -> tuple[Any, Any]:

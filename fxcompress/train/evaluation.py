@@ -10,6 +10,8 @@ from fxcompress.errors import FxCompressError
 from fxcompress.state import evaluating, forked
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call, size_of
+from fxcompress.train.quality import metric_of
+from fxcompress.train.reading import EMPTY
 
 
 @checked(FxCompressError)
@@ -28,8 +30,9 @@ def evaluate(module: nn.Module, task: Task) -> float:
     with evaluating(module) as alone, forked(module), torch.no_grad():
         for inputs, labels in batches_of(alone, task):
             size = size_of(inputs)
-            total += task.metric(call(alone, task, inputs), labels) * size
+            output = call(alone, task, inputs)
+            total += metric_of(task, output, labels, "evaluate") * size
             count += size
     if not count:
-        raise FxCompressError("the task's data are empty; can they be iterated only once?")
+        raise FxCompressError(EMPTY)
     return total / count

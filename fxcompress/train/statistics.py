@@ -14,6 +14,7 @@ from fxcompress.errors import FxCompressError
 from fxcompress.graph import CapturedModule, aten, find_tensor, parameter_of
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call, size_of
+from fxcompress.train.reading import EMPTY
 
 _TRAINING, _MOMENTUM = 5, 6  # places in the arguments of aten.batch_norm
 
@@ -31,6 +32,9 @@ def recalibrate(module: nn.Module, task: Task, batches: Count | None = None) -> 
 
     Returns:
         How many running statistics were renewed.
+
+    Raises:
+        FxCompressError: There are no data, or the module does not take them.
     """
     with torch.no_grad(), _latest_statistics(module) as buffers:
         sums = [torch.zeros_like(buffer) for buffer in buffers]
@@ -43,6 +47,8 @@ def recalibrate(module: nn.Module, task: Task, batches: Count | None = None) -> 
             weight += size
             for total, buffer in zip(sums, buffers, strict=True):
                 total.add_(buffer, alpha=size)
+        if buffers and not weight:
+            raise FxCompressError(EMPTY)
         if weight:
             for total, buffer in zip(sums, buffers, strict=True):
                 buffer.copy_(total / weight)

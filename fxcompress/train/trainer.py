@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxcompress.arguments import Checked, Interval, NotNegative, Positive, Seed, Share, checked
 from fxcompress.errors import FxCompressError
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call
+from fxcompress.train.quality import depends, loss_of
+from fxcompress.train.reading import EMPTY
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Trainer(Checked):
             FxCompressError: The task has no loss or no data, the loss has no gradient, or training
                 diverged.
         """
+        if task.loss is None:
+            raise FxCompressError("the task has no loss; give Task(data, loss=...)")
         optimizer = self._optimizer(module)
         losses = []
         module.train()
@@ -108,7 +112,8 @@ class Trainer(Checked):
             done = epoch - 1 + ((number - 1) / batches if batches else 0.0)
             for group in optimizer.param_groups:
                 group["lr"] = self.rate(done)
-            loss = _loss(task, call(module, task, inputs), labels)
+            output = call(module, task, inputs)
+            loss = depends(loss_of(task, output, labels, "training"), "training")
             if not math.isfinite(value := loss.item()):
                 raise FxCompressError(
                     f"training diverged: the loss is {value} in epoch {epoch}, batch {number}; "
@@ -128,7 +133,7 @@ class Trainer(Checked):
             if on_progress:
                 on_progress(Progress(epoch, self.epochs, number, batches, total / number))
         if not number:
-            raise FxCompressError("the task's data are empty; can they be iterated only once?")
+            raise FxCompressError(EMPTY)
         return total / number
 
     def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
@@ -147,12 +152,6 @@ class Trainer(Checked):
             return torch.optim.AdamW(groups, lr=self.lr)
         nesterov = self.momentum > 0
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov)
-
-
-def _loss(task: Task, output: Any, labels: Any) -> Tensor:
-    if task.loss is None:
-        raise FxCompressError("the task has no loss; give Task(data, loss=...)")
-    return task.loss(output, labels)
 
 
 def _cuda_devices(module: nn.Module) -> list[torch.device]:
