@@ -81,6 +81,57 @@ def group() -> Any:
     return next(group for group in program().groups if not group.frozen)
 
 
+def _node() -> Any:
+    return program().module.graph.find_nodes(op="output")[0].all_input_nodes[0]
+
+
+@cache
+def _read() -> str:
+    """The name of a node that a layer reads."""
+    return str(next(iter(calibrate.moments(program(), [group()])[group()].each)).value)
+
+
+def _axes() -> Any:
+    return program().analysis.coupling.axes[_read()]
+
+
+def _vectors() -> elimination.Vectors:
+    return elimination.Vectors.of_rows(torch.arange(12.0).reshape(4, 3).sin())
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """For files that are only read; it goes with the process."""
+    return tempfile.TemporaryDirectory()
+
+
+@cache
+def _saved() -> Path:
+    path = Path(_folder().name) / "saved.fxc"
+    program().save(path)
+    return path
+
+
+@cache
+def _onnx() -> Path:
+    path = Path(_folder().name) / "saved.onnx"
+    fx.export.to_onnx(small(), path)
+    return path
+
+
+@cache
+def _array() -> str:
+    path = Path(_folder().name) / "x.npy"
+    np.save(path, images().numpy())
+    return str(path)
+
+
+@cache
+def small() -> fx.export.Example:
+    """For exports, which take long."""
+    return fx.export.Example(nn.Linear(3, 2), (torch.ones(2, 3),))
+
+
 @dataclass(frozen=True)
 class Entry:
     """A public callable.
@@ -223,54 +274,3 @@ def _entry(name: str, call: Callable[..., Any]) -> Entry:
         raise KeyError(f"{name} is public and has no entry in VALID: what does it take?")
     sized = isinstance(call, type) and issubclass(call, Sizing)
     return Entry(name, call, lambda _: {"ratio": 0.5} if sized else {}, parameters)
-
-
-def _node() -> Any:
-    return program().module.graph.find_nodes(op="output")[0].all_input_nodes[0]
-
-
-@cache
-def _read() -> str:
-    """The name of a node that a layer reads."""
-    return str(next(iter(calibrate.moments(program(), [group()])[group()].each)).value)
-
-
-def _axes() -> Any:
-    return program().analysis.coupling.axes[_read()]
-
-
-def _vectors() -> elimination.Vectors:
-    return elimination.Vectors.of_rows(torch.arange(12.0).reshape(4, 3).sin())
-
-
-@cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    """For files that are only read; it goes with the process."""
-    return tempfile.TemporaryDirectory()
-
-
-@cache
-def _saved() -> Path:
-    path = Path(_folder().name) / "saved.fxc"
-    program().save(path)
-    return path
-
-
-@cache
-def _onnx() -> Path:
-    path = Path(_folder().name) / "saved.onnx"
-    fx.export.to_onnx(small(), path)
-    return path
-
-
-@cache
-def _array() -> str:
-    path = Path(_folder().name) / "x.npy"
-    np.save(path, images().numpy())
-    return str(path)
-
-
-@cache
-def small() -> fx.export.Example:
-    """For exports, which take long."""
-    return fx.export.Example(nn.Linear(3, 2), (torch.ones(2, 3),))

@@ -144,7 +144,7 @@ def test_a_pass_of_ones_own_is_checked_for_nothing() -> None:
     with pytest.raises(fx.PlanError, match="OwnPass: share must be a number in"):
         own_pass.OwnPass(share=2)
     with pytest.raises(fx.PlanError, match="OwnPass has no argument 'shar'; did you mean 'share'"):
-        own_pass.OwnPass(shar=0.5)
+        own_pass.OwnPass(shar=0.5)  # type: ignore[call-arg]
 
 
 def test_recipes_are_what_they_were() -> None:

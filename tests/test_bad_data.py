@@ -90,8 +90,8 @@ PLANS = {
         WandaPruning(ratio=0.5),
     )
 }
-READERS: dict[str, Callable[[fx.Program], Any]] = {
-    **{name: (lambda p, one=one: one.plan(p)) for name, one in PLANS.items()},
+READERS: dict[str, Callable[[Any], Any]] = {
+    **{name: one.plan for name, one in PLANS.items()},
     "sensitivity": lambda p: fx.sensitivity(p, WandaPruning(ratio=0.5), (0.5,)),
     "gradients": calibrate.gradients,
     "moments": lambda p: calibrate.moments(p, [p.group("mid")]),
@@ -167,6 +167,7 @@ def test_labels_that_a_loss_needs_are_asked_for(reader: str) -> None:
 
 
 def test_a_metric_is_one_number() -> None:
-    for metric in (lambda *_: "good", lambda out, _: out, lambda out, _: out.nothing):
+    metrics: list[Any] = [lambda *_: "good", lambda out, _: out, lambda out, _: out.nothing]
+    for metric in metrics:
         with pytest.raises(fx.FxCompressError, match="metric"):
             evaluate(program().module, fx.Task([GOOD], metric=metric))

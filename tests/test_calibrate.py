@@ -329,7 +329,7 @@ def test_a_forward_pass_that_draws_is_refused() -> None:
 def test_names_that_are_no_nodes_or_parameters_are_refused() -> None:
     with pytest.raises(PlanError, match=r"nowhere, which are no nodes"):
         observe(program(), {"nowhere": lambda value: None})
-    with pytest.raises(PlanError, match=r"gradients of nowhere: no parameter"):
+    with pytest.raises(PlanError, match=r"parameters names nowhere: no parameter"):
         gradients(program(), ["nowhere"])
 
 

@@ -113,7 +113,7 @@ def test_a_factory_of_a_module_in_the_current_directory(
         ("{nets}", "which function .* makes the model.* it has Net, model, pair"),
         ("{nets}:pear", "no function 'pear' there; the nearest are pair"),
         ("{nets}:number", "no function 'number'"),
-        ("{nets}:model", "does not say what it takes; give --input"),
+        ("{nets}:model", "does not say what it takes; give inputs"),
         ("{nets}:strange", r"returned \(Net, Tensor\); it must return a model"),
         ("{nets}:broken", r"ValueError: no such luck \(.*nets.py:17\)"),
         ("{nets}.py:model", "there is no file"),
