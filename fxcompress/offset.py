@@ -26,29 +26,54 @@ def add_offset(module: CapturedModule, coupling: Coupling, edit: Offset) -> dict
     Raises:
         PlanError: The weight belongs to no layer that can take it, or the shape is wrong.
     """
-    calls, names = _calls(module, edit), names_of(module)
-    given = [bias for call in calls if (bias := _bias(call)) is not None]
-    biases = {parameter_of(bias) for bias in given}
-    if len(biases) > 1 or None in biases or (biases and len(given) < len(calls)):
-        raise PlanError(f"the calls of {edit.weight} do not share one bias to add an offset to")
-    if biases:
-        _add(module, names, str(biases.pop()), calls, edit)
+    calls, names = _calls(module, edit.weight), names_of(module)
+    bias, mean = _held(module, names, edit.weight, calls)
+    if bias is not None:
+        _check(edit, _tensor(module, bias))
+        replace_tensor(module, names, bias, _tensor(module, bias) + edit.value)
         return {}
-    norms = {pair.weight: pair.mean for pair in normed_maps(module)[0]}
-    if edit.weight in norms:
-        mean = norms[edit.weight]
+    if mean is not None:
         _check(edit, _tensor(module, mean))
         replace_tensor(module, names, mean, _tensor(module, mean) - edit.value)
         return {}
     return _made(module, coupling, calls, edit)
 
 
-def _calls(module: CapturedModule, edit: Offset) -> list[fx.Node]:
-    sources = [n for n in module.graph.find_nodes(op="get_attr") if n.target == edit.weight]
+def refuses_offset(module: CapturedModule, weight: str) -> str | None:
+    """Why no constant can be added to what the layer with this weight gives; None if one can."""
+    try:
+        _held(module, names_of(module), weight, _calls(module, weight))
+    except PlanError as error:
+        return str(error)
+    return None
+
+
+def _held(
+    module: CapturedModule, names: Names, weight: str, calls: list[fx.Node]
+) -> tuple[str | None, str | None]:
+    """The bias that takes a constant, or else the running mean; neither where one must be made."""
+    given = [bias for call in calls if (bias := _bias(call)) is not None]
+    biases = {parameter_of(bias) for bias in given}
+    if len(biases) > 1 or None in biases or (biases and len(given) < len(calls)):
+        raise PlanError(f"the calls of {weight} do not share one bias to add an offset to")
+    if biases:
+        return _own_bias(module, names, str(biases.pop()), calls), None
+    norms = {pair.weight: pair.mean for pair in normed_maps(module)[0]}
+    if weight not in norms and find_tensor(module, _bias_name(weight)) is not None:
+        raise PlanError(f"{weight} has no bias, and the name {_bias_name(weight)} is taken")
+    return None, norms.get(weight)
+
+
+def _bias_name(weight: str) -> str:
+    return ".".join((*weight.split(".")[:-1], "bias"))
+
+
+def _calls(module: CapturedModule, weight: str) -> list[fx.Node]:
+    sources = [n for n in module.graph.find_nodes(op="get_attr") if n.target == weight]
     calls = [user for source in sources for user in source.users]
     if not calls or any(_weight(call) not in sources for call in calls):
         raise PlanError(
-            f"{edit.weight} is not the weight of linear layers alone, so nothing can take an "
+            f"{weight} is not the weight of linear layers alone, so nothing can take an "
             "offset; leave the layer out with exclude=, or use a method without a bias shift"
         )
     return calls
@@ -67,16 +92,14 @@ def _bias(call: fx.Node) -> object:
     return call.args[place] if len(call.args) > place else None
 
 
-def _add(
-    module: CapturedModule, names: Names, name: str, calls: list[fx.Node], edit: Offset
-) -> None:
+def _own_bias(module: CapturedModule, names: Names, name: str, calls: list[fx.Node]) -> str:
+    """The bias, which nothing but these calls may read."""
     readers = {
         u for n in module.graph.find_nodes(op="get_attr") if n.target == name for u in n.users
     }
     if len(names[name]) > 1 or not readers.issubset(calls):
         raise PlanError(f"{name}, which an offset would go into, is read elsewhere too")
-    _check(edit, _tensor(module, name))
-    replace_tensor(module, names, name, _tensor(module, name) + edit.value)
+    return name
 
 
 def _made(
@@ -88,9 +111,7 @@ def _made(
     expr = coupling.axes[calls[0].name][dim]
     if edit.value.shape != (expr.size,):
         raise PlanError(_shaped(edit, (expr.size,)))
-    name = ".".join((*edit.weight.split(".")[:-1], "bias"))
-    if find_tensor(module, name) is not None:
-        raise PlanError(f"{edit.weight} has no bias, and the name {name} is taken")
+    name = _bias_name(edit.weight)
     bias = nn.Parameter(edit.value.to(weight), requires_grad=weight.requires_grad)
     set_tensor(module, name, bias)
     for call in calls:

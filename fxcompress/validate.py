@@ -8,7 +8,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor, nn
 
-from fxcompress.axes import leaves
+from fxcompress.axes import Factor, leaves
 from fxcompress.coupling import Coupling
 from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule, find_tensor
@@ -128,15 +128,20 @@ def _check_indices(edit: Project, where: str) -> None:
 
 def _check_tied(coupling: Coupling, edit: Project, where: str) -> None:
     """An axis that both produces and consumes the units (a tied embedding) can only take D = Eᵀ."""
+    both = tied_axis(coupling, edit.group.factor)
+    if both is not None and not _transposed(edit):
+        raise PlanError(f"{where}: {both}, so decode must be the transpose of encode")
+
+
+def tied_axis(coupling: Coupling, factor: Factor) -> str | None:
+    """The axis that both writes and reads the units of a factor, in words; None without one."""
     roles: dict[tuple[str, int], set[str]] = {}
-    for parameter, dim, role in coupling.roles[edit.group.factor]:
+    for parameter, dim, role in sorted(coupling.roles[factor]):
         roles.setdefault((parameter, dim), set()).add(role)
     for (parameter, dim), own in roles.items():
-        if "contract" in own and len(own) > 1 and not _transposed(edit):
-            raise PlanError(
-                f"{where}: axis {dim} of {parameter} both writes and reads the units, "
-                "so decode must be the transpose of encode"
-            )
+        if "contract" in own and len(own) > 1:
+            return f"axis {dim} of {parameter} both writes and reads the units"
+    return None
 
 
 def _transposed(edit: Project) -> bool:

@@ -12,7 +12,7 @@ from fxcompress.arguments import Count
 from fxcompress.budget import Sizing
 from fxcompress.calibrate import Moments
 from fxcompress.groups import ChannelGroup
-from fxcompress.passes.readers import ByInputs, Reader, readers
+from fxcompress.passes.readers import ByInputs, Reader, readers, takes_no_constant
 from fxcompress.passes.scores import Aggregate, Normaliser
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Edit, Offset, Plan, Project
@@ -31,6 +31,12 @@ class Fluctuation(ByInputs):
     """
 
     normaliser: Normaliser = "zscore"
+
+    def declines(self, program: Program, group: ChannelGroup) -> str | None:
+        """Why a group stays whole."""
+        return super().declines(program, group) or takes_no_constant(
+            program, readers(program, group)
+        )
 
     def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> Fluctuations:
         return Fluctuations(self, self.seen(program, groups))

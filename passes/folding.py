@@ -30,9 +30,11 @@ from fxcompress.passes.folding_norms import (
 )
 from fxcompress.passes.scores import Normaliser, normalised
 from fxcompress.passes.structured import StructuredPass
+from fxcompress.passes.unweighted import bare_readers, unweighted
 from fxcompress.plan import Edit, Plan, Project, Replace
 from fxcompress.program import Program
 from fxcompress.projection import unit_rows
+from fxcompress.validate import tied_axis
 
 Linkage = Literal["kmeans", "ward"]
 
@@ -121,6 +123,10 @@ class _Merge:
             return ()
         return (f"folding lost {self.lost / self.whole:.2%} of the squares of what it clustered",)
 
+    def declines(self, program: Program, group: ChannelGroup) -> str | None:
+        """Why a group stays whole: sums of what reads units must be another thing than means."""
+        return tied_axis(program.analysis.coupling, group.factor) or unweighted(program, group)
+
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         costs = [merge_costs(rows) for rows in self.features(program, group)]
         return normalised(torch.stack(costs), self.options.normaliser)
@@ -146,7 +152,7 @@ class _Merge:
         encode, decode = (torch.stack([getattr(c, n) for c in cells]) for n in ("encode", "decode"))
         values = _Values(program, group)
         self._norms(values, encode, features)
-        if group.kind == "qk":
+        if bare_readers(program, group):
             _sum_keys(values, decode)
         single = group.cells == 1
         project = Project(group, *((m[0] if single else m) for m in (encode, decode)))

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fxcompress.budget import Recipe, Sizing
-from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.scores import (
     Aggregate,
@@ -20,7 +19,7 @@ from fxcompress.passes.scores import (
     normalised,
     weights_of,
 )
-from fxcompress.passes.structured import StructuredPass
+from fxcompress.passes.structured import DeclinedError, StructuredPass
 from fxcompress.plan import Plan
 from fxcompress.program import Program
 
@@ -48,9 +47,9 @@ class MedianDistance(Recipe):
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         members = members_of(group, self.roles)
         if not members:
-            raise PlanError(
-                f"group {group.name} has no axis in the roles {', '.join(self.roles)} to take "
-                "distances between; leave it out with exclude=, or give other roles="
+            raise DeclinedError(
+                group,
+                f"it has no axis in the roles {', '.join(self.roles)} to take distances between",
             )
         members = members[:1] if self.aggregate == "first" else members
         each = [self._distances(weights_of(program, group, site)) for site in members]

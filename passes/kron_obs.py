@@ -11,19 +11,19 @@ from torch import Tensor
 
 from fxcompress.arguments import Count, Positive
 from fxcompress.budget import Recipe, Sizing
-from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup
 from fxcompress.members import Producer, producers
 from fxcompress.passes.kron_obs_factors import (
     Factors,
     factors_of,
+    has_factors,
     row_losses,
     rows_removed,
     with_drawn_labels,
 )
 from fxcompress.passes.scores import Normaliser, normalised
-from fxcompress.passes.structured import Selection, StructuredPass
+from fxcompress.passes.structured import DeclinedError, Selection, StructuredPass, refusal
 from fxcompress.places import cell_numbers, coordinates
 from fxcompress.plan import Edit, Plan, Project, Replace
 from fxcompress.program import Program
@@ -73,6 +73,10 @@ class KroneckerSurgeon(Recipe):
         found = factors_of(shown, calls, WHO, self.samples)
         return Surgeon(self, {name: each.damped(self.damping) for name, each in found.items()})
 
+    def declines(self, program: Program, group: ChannelGroup) -> str | None:
+        """Why a group stays whole."""
+        return refusal(lambda: [_units(program, group, one) for one in _layers(program, group)])
+
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         return self.prepare(program, (group,)).score(program, group)
 
@@ -118,10 +122,16 @@ def _layers(program: Program, group: ChannelGroup) -> list[Producer]:
         if one.site.role == "produce" and one.site.dim == 0 and not one.filters
     }
     if not own:
-        raise PlanError(
-            f"{WHO}: group {group.name} is produced by no layer with a row for each unit; leave "
-            "it out with exclude="
-        )
+        raise DeclinedError(group, "no layer with a row for each unit produces it")
+    nodes = {node.name: node for node in program.module.graph.nodes}
+    for one in own.values():
+        for name in one.nodes:
+            if not has_factors(nodes[name]):
+                raise DeclinedError(
+                    group,
+                    f"'{name}' ({nodes[name].target}) has no Kronecker factors; only linear layers "
+                    "and convolutions in one group do",
+                )
     return list(own.values())
 
 
@@ -150,10 +160,7 @@ def _units(program: Program, group: ChannelGroup, one: Producer) -> Tensor:
     at = coordinates(program.analysis.axes(one.weight)[one.site.dim])
     index = at[group.factor]
     if not set(group.over) <= at.keys():
-        raise PlanError(
-            f"{WHO}: the cells of group {group.name} are not told by the rows of {one.weight}; "
-            "leave it out with exclude="
-        )
+        raise DeclinedError(group, f"its cells are not told by the rows of {one.weight}")
     cell = cell_numbers(group.over, {factor: at[factor] for factor in group.over})
     return torch.where(index >= 0, cell * group.units + index, -1)
 

@@ -154,6 +154,13 @@ class _Gram:
         self.total = self.total + scale * (rows.mT @ rows)
 
 
+def has_factors(node: fx.Node) -> bool:
+    """Whether a call is a linear map or a convolution whose Fisher information factorises."""
+    if packet_of(node) == "aten::linear":
+        return True
+    return window_of(node) is not None and arguments(node)["groups"] == 1
+
+
 @dataclass(frozen=True)
 class _Layer:
     """How inputs and outputs of a call become rows.
@@ -172,7 +179,7 @@ class _Layer:
     def of(cls, node: fx.Node, who: str) -> _Layer:
         named = arguments(node)
         window = window_of(node)
-        if not (packet_of(node) == "aten::linear" or (window and named["groups"] == 1)):
+        if not has_factors(node):
             raise PlanError(
                 f"{who}: '{node.name}' ({node.target}) has no Kronecker factors; only linear "
                 "layers and convolutions in one group do. Leave it out with exclude="

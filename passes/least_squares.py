@@ -26,7 +26,7 @@ from fxcompress.calibrate import (
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.least_squares_changes import Changed, contributions
 from fxcompress.passes.least_squares_solve import Greedy, System
-from fxcompress.passes.readers import Reader, readers, unread
+from fxcompress.passes.readers import Reader, readers, takes_no_constant, unread
 from fxcompress.passes.structured import StructuredPass
 from fxcompress.plan import Edit, Offset, Plan, Project, Replace
 from fxcompress.program import Program
@@ -104,7 +104,10 @@ class LeastSquares(Recipe):
 
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
         """Why a group stays whole."""
-        return unread(program, group)
+        reason = unread(program, group)
+        if reason is None and self.centred:
+            reason = takes_no_constant(program, [o for o in readers(program, group) if not o.tied])
+        return reason
 
     def _readers(self, program: Program, group: ChannelGroup) -> tuple[Reader, ...]:
         """With taps of their own where that is asked for and not too wide."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup, Site
 from fxcompress.members import Consumer, consumers
+from fxcompress.offset import refuses_offset
 from fxcompress.passes.scores import (
     Aggregate,
     Normaliser,
@@ -85,10 +86,7 @@ class Reader:
             PlanError: The weight's first axis is not that of the outputs.
         """
         if self.site.dim == 0:
-            raise PlanError(
-                f"{self.weight} has its inputs on axis 0 (a transposed layer), so no shift of its "
-                "outputs is known; leave it out with exclude=, or use a method without one"
-            )
+            raise PlanError(f"{_inputs_first(self.weight)}; leave it out with exclude=")
         total = torch.zeros(self.shape[0], dtype=columns.dtype, device=columns.device)
         stride = self.index.new_tensor(self.shape[1:]).prod()
         return total.index_add_(0, (self.index // stride).flatten(), columns.flatten())
@@ -164,6 +162,23 @@ def _reader(
         tied=tied,
         joint=set(group.over) <= set(leaves(axes[site.dim])),
         lined=lined,
+    )
+
+
+def takes_no_constant(program: Program, own: Iterable[Reader]) -> str | None:
+    """Why one of these readers' outputs cannot be shifted; None where all can."""
+    for one in own:
+        if one.site.dim == 0:
+            return _inputs_first(one.weight)
+        if (reason := refuses_offset(program.module, one.weight)) is not None:
+            return reason
+    return None
+
+
+def _inputs_first(weight: str) -> str:
+    return (
+        f"{weight} has its inputs on axis 0 (a transposed layer), so no shift of its outputs is "
+        "known"
     )
 
 

@@ -16,6 +16,7 @@ from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup
 from fxcompress.members import consumers, producers
+from fxcompress.offset import refuses_offset
 from fxcompress.passes.slicegpt_axes import Tap, even, principal_axes
 from fxcompress.passes.slicegpt_norms import (
     StreamNorm,
@@ -23,7 +24,7 @@ from fxcompress.passes.slicegpt_norms import (
     handed_on_by,
     stream_norms,
 )
-from fxcompress.passes.structured import StructuredPass
+from fxcompress.passes.structured import DeclinedError, StructuredPass, refusal
 from fxcompress.plan import Edit, Offset, Plan, Project, Replace
 from fxcompress.program import Program
 from fxcompress.tensors import names_of
@@ -76,6 +77,10 @@ class PrincipalAxes(Recipe):
                 for group, norms in streams.items()
             }
         )
+
+    def declines(self, program: Program, group: ChannelGroup) -> str | None:
+        """Why a stream stays whole."""
+        return refusal(lambda: _check_offsets(program, group))
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         return self.prepare(program, (group,)).score(program, group)
@@ -140,6 +145,14 @@ def _read_edits(
     return edits
 
 
+def _check_offsets(program: Program, group: ChannelGroup) -> None:
+    """Refuse a stream that cannot be turned, or whose readers take no constant."""
+    for (name, _), (_, shift) in _reading(program, group, _checked(program, group)).items():
+        reason = refuses_offset(program.module, name) if bool(shift.any()) else None
+        if reason is not None:
+            raise DeclinedError(group, reason)
+
+
 def _centred(norms: Iterable[StreamNorm]) -> bool:
     return any(norm.centred for norm in norms)
 
@@ -151,16 +164,14 @@ def _checked(program: Program, group: ChannelGroup) -> tuple[StreamNorm, ...]:
     writers = {name for one in producers(program, group) for name in names[one.weight]}
     tied = sorted(writers & {one.weight for one in consumers(program, group)})
     if tied:
-        raise PlanError(
-            f"group {group.name}: {', '.join(tied)} both writes and reads the stream, so it cannot "
+        raise DeclinedError(
+            group,
+            f"{', '.join(tied)} both writes and reads the stream, so it cannot "
             "take up the gain of the norm before it; untie it before compiling, as in "
-            "model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())"
+            "model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())",
         )
     if not norms:
-        raise PlanError(
-            f"group {group.name} has no norm: it is no stream that {WHO} could turn; leave it "
-            "out with dims='residual' or exclude="
-        )
+        raise DeclinedError(group, f"it has no norm: it is no stream that {WHO} could turn")
     return norms
 
 
@@ -198,9 +209,10 @@ def _reading(
         affine = own.get(base)
         known = found.setdefault(key, affine)
         if not _same(known, affine) or (affine is None and base in inner):
-            raise PlanError(
-                f"group {group.name}: {one.weight} reads the stream after norms of different "
-                "gains, which it cannot take up; leave the stream out with exclude="
+            raise DeclinedError(
+                group,
+                f"{one.weight} reads the stream after norms of different gains, which it cannot "
+                "take up",
             )
     return {key: affine for key, affine in found.items() if affine is not None}
 

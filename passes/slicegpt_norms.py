@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxcompress.axes import Factor, leaves
-from fxcompress.errors import PlanError
 from fxcompress.graph import parameter_of, shape_of
 from fxcompress.groups import ChannelGroup
 from fxcompress.members import consumers
+from fxcompress.passes.structured import DeclinedError
 from fxcompress.program import Program
 from fxcompress.rules.schema import arguments, dims, packet_of
 
@@ -87,13 +87,14 @@ def check_rotates(program: Program, group: ChannelGroup, norms: Iterable[StreamN
     norms = tuple(norms)
     own = {node for norm in norms for node in norm.nodes}
     if group.cells > 1 or group.span > 1:
-        raise PlanError(f"group {group.name} is no stream of single units; leave it out")
+        raise DeclinedError(group, "it is no stream of single units")
     for node in program.module.graph.nodes:
         if node.op == "call_function" and node not in own and not _rotates(program, group, node):
-            raise PlanError(
-                f"group {group.name} cannot be rotated: node '{node.name}' ({node.target}) "
-                "looks at its units one by one; only norms over them, sums and linear maps may "
-                "touch a stream that is sliced. Leave it out with exclude="
+            raise DeclinedError(
+                group,
+                f"it cannot be rotated: node '{node.name}' ({node.target}) looks at its units one "
+                "by one; only norms over them, sums and linear maps may touch a stream that is "
+                "sliced",
             )
     readers = {one.node for one in consumers(program, group)}
     for norm in norms:
@@ -108,11 +109,11 @@ def _check_read(group: ChannelGroup, norm: StreamNorm, readers: Collection[str])
             if packet_of(user) in MOVES:
                 pending.append(user)
             elif user.name not in readers:
-                raise PlanError(
-                    f"group {group.name} cannot be rotated: node '{user.name}' ({user.target}) "
-                    f"reads what norm '{norm.output.name}' gives, and only a linear map can take "
-                    "up its gain (so norms stand before blocks, not after). Leave it out with "
-                    "exclude="
+                raise DeclinedError(
+                    group,
+                    f"it cannot be rotated: node '{user.name}' ({user.target}) reads what norm "
+                    f"'{norm.output.name}' gives, and only a linear map can take up its gain (so "
+                    "norms stand before blocks, not after)",
                 )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxcompress.budget import Recipe, Sizing
-from fxcompress.errors import PlanError
 from fxcompress.graph import aten, parameter_of
 from fxcompress.groups import ChannelGroup, Site
 from fxcompress.passes.scores import (
@@ -17,7 +16,7 @@ from fxcompress.passes.scores import (
     normalised,
     weights_of,
 )
-from fxcompress.passes.structured import StructuredPass
+from fxcompress.passes.structured import DeclinedError, StructuredPass
 from fxcompress.plan import Plan
 from fxcompress.program import Program
 
@@ -46,10 +45,7 @@ class BatchNormScale(Recipe):
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         each = [weights_of(program, group, site).abs().sum(-1) for site in _norms(program, group)]
         if not each:
-            raise PlanError(
-                f"group {group.name} has no BatchNorm with a scale to rank its units by; leave it "
-                "out with exclude=, or rank it by another criterion"
-            )
+            raise DeclinedError(group, "it has no BatchNorm with a scale to rank its units by")
         return normalised(combined(each, self.aggregate), self.normaliser)
 
 

@@ -6,7 +6,7 @@ Every structured method is a criterion and a reconstruction; the named passes ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,13 +34,36 @@ from fxcompress.program import Program
 Scores = dict[ChannelGroup, Tensor]
 
 
+class DeclinedError(PlanError):
+    """A group that a method cannot take, raised by a criterion or a reconstruction at any time.
+
+    `StructuredPass` leaves the group whole, tells the reason in the report and plans again without
+    it; a method used alone ends with this error.
+    """
+
+    def __init__(self, group: ChannelGroup, reason: str) -> None:
+        super().__init__(
+            f"group {group.name}: {reason}; leave it out with exclude=, or take another method"
+        )
+        self.group, self.reason = group, reason
+
+
+def refusal(check: Callable[[], object]) -> str | None:
+    """The reason of the `DeclinedError` that `check` raises, or None."""
+    try:
+        check()
+    except DeclinedError as declined:
+        return declined.reason
+    return None
+
+
 class Criterion(Protocol):
     """Which units of a group matter.
 
     It may have ``prepare(program, groups)``: called once for a plan with the groups in scope, it
     gives what scores them instead, so that one pass over data serves all groups. It may have
     ``declines(program, group)``: why it cannot score a group, or None; such a group stays whole,
-    and the report tells the reason.
+    and the report tells the reason. What is found out later raises `DeclinedError`.
     """
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
@@ -106,7 +129,18 @@ class StructuredPass(Sizing):
             return Plan(())
         scope = scope_of(program.groups, names, limits)
         declined = self._declined(program, scope.groups)
-        scope = scope.without(declined)
+        while True:
+            try:
+                return self._planned(program, scope.without(declined), declined)
+            except DeclinedError as refused:
+                if refused.group in declined:
+                    raise
+                declined[refused.group] = refused.reason
+
+    def _planned(
+        self, program: Program, scope: Scope, declined: Mapping[ChannelGroup, str]
+    ) -> Plan:
+        """The plan for the groups in scope."""
         criterion, reconstruction = self._prepared(program, scope.groups)
         allocation, scores = self._allocate(program, scope, criterion)
         edits = _Edits(program, reconstruction)

@@ -12,7 +12,6 @@ from torch import Tensor
 from fxcompress.arguments import Count
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.calibrate import Gradients, gradients
-from fxcompress.errors import PlanError
 from fxcompress.graph import aten, find_tensor, parameter_of
 from fxcompress.groups import ChannelGroup, Site
 from fxcompress.passes.scores import (
@@ -23,7 +22,7 @@ from fxcompress.passes.scores import (
     is_bias,
     normalised,
 )
-from fxcompress.passes.structured import StructuredPass
+from fxcompress.passes.structured import DeclinedError, StructuredPass
 from fxcompress.plan import Plan
 from fxcompress.program import Program
 from fxcompress.projection import unit_rows
@@ -90,10 +89,7 @@ class Taylor(Recipe):
             found = [s for s in group.sites if s.role in self.roles and not is_bias(s)]
         if not found:
             wanted = "BatchNorm" if self.form == "norms" else f"axis in {', '.join(self.roles)}"
-            raise PlanError(
-                f"group {group.name} has no {wanted} to expand the loss in; leave it out with "
-                "exclude=, or rank it by another criterion"
-            )
+            raise DeclinedError(group, f"it has no {wanted} to expand the loss in")
         return found[:1] if self.aggregate == "first" and self.form != "norms" else found
 
 

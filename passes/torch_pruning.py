@@ -21,7 +21,7 @@ from fxcompress.calibrate import Gradients, gradients
 from fxcompress.calibrate.data import samples_of
 from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
-from fxcompress.passes.structured import StructuredPass
+from fxcompress.passes.structured import DeclinedError, StructuredPass
 from fxcompress.passes.torch_pruning_groups import Presented, present
 from fxcompress.plan import Plan
 from fxcompress.program import Program
@@ -95,9 +95,8 @@ class _Prepared:
             torch.manual_seed(_seed(program, group))  # RandomImportance draws
             score: Tensor | None = self.scorer(self.presented[group].group)
         if score is None:
-            raise PlanError(
-                f"torch-pruning's {self.recipe.importance} scores no layer of group {group.name}; "
-                "leave it out with exclude=, or rank it by another criterion"
+            raise DeclinedError(
+                group, f"torch-pruning's {self.recipe.importance} scores none of its layers"
             )
         return score.detach().to(torch.float64).reshape(group.cells, group.units)
 

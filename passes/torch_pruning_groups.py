@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor, parameter_of
 from fxcompress.groups import ChannelGroup, Site
+from fxcompress.passes.structured import DeclinedError
 from fxcompress.places import cell_numbers, coordinates
 from fxcompress.program import Program
 from fxcompress.rules.schema import arguments, packet_of
@@ -164,9 +164,10 @@ def _places(program: Program, group: ChannelGroup, site: Site) -> tuple[Tensor, 
     """The places of an axis that hold units, ascending, and the number of the unit at each."""
     at = coordinates(program.analysis.axes(site.parameter)[site.dim])
     if not set(group.over) <= at.keys():
-        raise PlanError(
-            f"group {group.name}: the cells of axis {site.dim} of {site.parameter} are told by "
-            "another axis, which torch-pruning has no group for; leave it out with exclude="
+        raise DeclinedError(
+            group,
+            f"the cells of axis {site.dim} of {site.parameter} are told by another axis, which "
+            "torch-pruning has no group for",
         )
     places = torch.nonzero(at[group.factor] >= 0).flatten()
     cell = cell_numbers(group.over, {factor: at[factor][places] for factor in group.over})
@@ -181,14 +182,13 @@ def _handler(tp: Any, layer: _Layer, site: Site) -> Any:
 def _check_root(found: Any, group: ChannelGroup) -> None:
     """Its importances size their result by the first layer."""
     if not len(found):
-        raise PlanError(
-            f"group {group.name} has no linear map and no norm that torch-pruning could score; "
-            "leave it out with exclude="
+        raise DeclinedError(
+            group, "it has no linear map and no norm that torch-pruning could score"
         )
     root, units = found[0], prod((group.cells, group.units))
     if len(root.idxs) != units:
-        raise PlanError(
-            f"group {group.name} has {units} units of {len(root.idxs) // units} places each in "
-            f"{root.dep.target.name}; torch-pruning scores single places, so rank this group by "
-            "another criterion or leave it out with exclude="
+        raise DeclinedError(
+            group,
+            f"it has {units} units of {len(root.idxs) // units} places each in "
+            f"{root.dep.target.name}, and torch-pruning scores single places",
         )

@@ -16,6 +16,7 @@ from fxcompress.errors import PlanError
 from fxcompress.graph import find_tensor
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.projective.pairs import Pairs, pairs_of
+from fxcompress.passes.projective.refusals import stays_whole
 from fxcompress.passes.projective.rewrites import Rewrites, compensate, redistribute
 from fxcompress.passes.projective.vectors import mean_of_scores, reader_norms, vectors_of
 from fxcompress.passes.structured import StructuredPass
@@ -88,6 +89,11 @@ class Projective(Recipe):
                 "kernel='arccos' has coefficients of functions, not of weights; give "
                 "reconstruction='linear' or 'none'"
             )
+
+    def declines(self, program: Program, group: ChannelGroup) -> str | None:
+        """Why a group stays whole."""
+        joint = self.attention == "joint" and not self.kernel
+        return stays_whole(program, group, self.reconstruction, joint, self.kernel)
 
     def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> Prepared:
         """What answers for groups one after another."""

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from fxcompress.elimination import Vectors, arc_cosine, scores
-from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
 from fxcompress.members import Producer, Rows, consumers, entries, producers
 from fxcompress.passes.readers import readers
+from fxcompress.passes.structured import DeclinedError
 from fxcompress.program import Program
 
 _BESIDE = ("relu", "max_pool", "adaptive_max_pool", "batch_norm", "conv", "linear", "add")
@@ -23,11 +23,11 @@ def vectors_of(
     Several layers are scaled to the same mean squared length, so that none outweighs the others.
 
     Raises:
-        PlanError: The kernel is for another nonlinearity than the group's.
+        DeclinedError: The kernel is for another nonlinearity than the group's.
     """
     own = writers(program, group)
     if kernel:
-        _check_relu(group)
+        check_relu(group)
         grams = _products([each.matrix("effective") for each in own], scaled=False)
         return [Vectors.of_gram(arc_cosine(gram)) for gram in grams]
     matrices = [each.matrix(rows, bias=rows == "effective") for each in own]
@@ -83,13 +83,13 @@ def _products(matrices: list[Tensor], scaled: bool) -> Tensor:
     return total
 
 
-def _check_relu(group: ChannelGroup) -> None:
+def check_relu(group: ChannelGroup) -> None:
     """Pooling by maxima and folded norms come before or after the ReLU and change nothing."""
-    met = [words.split()[0].replace("::", ".").split(".")[1] for words in group.barriers]
+    met = [words.split()[0].replace("::", ".").split(".")[:2][-1] for words in group.barriers]
     other = [name for name in met if not name.startswith(_BESIDE)]
     if not any(name.startswith("relu") for name in met) or other:
-        raise PlanError(
-            f"group {group.name}: kernel='arccos' is for units behind a ReLU alone, and these meet "
-            f"{', '.join(group.barriers) or 'none'}; leave the group out with exclude=, or give "
-            "kernel=None"
+        raise DeclinedError(
+            group,
+            "kernel='arccos' is for units behind a ReLU alone, and these meet "
+            f"{', '.join(group.barriers) or 'none'}",
         )
