@@ -9,51 +9,21 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
 
 from fxcompress.errors import FxCompressError
 from fxcompress.interface import Interface, assuming, being_traced
+from fxcompress.modes import FIXED_MODE as FIXED_MODE
+from fxcompress.modes import MODE_FLAGS as MODE_FLAGS
+from fxcompress.modes import mode_of as mode_of
+from fxcompress.modes import set_mode
 
 aten = torch.ops.aten
-
-MODE_FLAGS: Mapping[OpOverload, int] = {
-    aten.dropout.default: 2,
-    aten.dropout_.default: 2,
-    aten.feature_dropout.default: 2,
-    aten.feature_dropout_.default: 2,
-    aten.alpha_dropout.default: 2,
-    aten.alpha_dropout_.default: 2,
-    aten.feature_alpha_dropout.default: 2,
-    aten.feature_alpha_dropout_.default: 2,
-    aten.native_dropout.default: 2,
-    aten.rrelu.default: 3,
-    aten.rrelu_.default: 3,
-    aten.batch_norm.default: 5,
-    aten.native_batch_norm.default: 5,
-    aten._native_batch_norm_legit.default: 5,
-    aten.instance_norm.default: 5,
-    aten.lstm.input: 6,
-    aten.gru.input: 6,
-    aten.rnn_tanh.input: 6,
-    aten.rnn_relu.input: 6,
-}
-"""Where an operator takes "this is training": the position of that argument."""
-
-_RUNNING_MEAN = 3
-_STATISTICS = {
-    aten.batch_norm.default,
-    aten.native_batch_norm.default,
-    aten._native_batch_norm_legit.default,
-    aten.instance_norm.default,
-}
-FIXED_MODE = "fixed_mode"
-"""Key in ``node.meta`` of a node that `train` and `eval` leave alone: the model fixed its mode."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +60,12 @@ class CapturedModule(fx.GraphModule):
     def train(self, mode: bool = True) -> Self:
         """Switch normalisation and dropout nodes to training, or to evaluation.
 
-        What a model's own code decided by its mode is as it was in evaluation; that includes the
-        dropout inside ``scaled_dot_product_attention``.
+        Norms count their batches in training, as the model's do. What a model's own code decided
+        by its mode is as it was in evaluation; that includes the dropout inside
+        ``scaled_dot_product_attention``.
         """
         super().train(mode)
-        changed = [_set_mode(node, mode) for node in self.graph.nodes]
-        if any(changed):
+        if set_mode(self.graph, mode):
             self.recompile()
         return self
 
@@ -237,7 +207,8 @@ def find_tensor(module: nn.Module, name: str) -> Tensor | None:
 def set_tensor(module: nn.Module, name: str, value: Tensor, *, persistent: bool = True) -> None:
     """Register a parameter or buffer under a dotted name, making the modules on the way.
 
-    A tensor of that name is replaced. An `nn.Parameter` stays one, anything else is a buffer.
+    A tensor of that name is replaced where it stands in the order of names. An `nn.Parameter` stays
+    one, anything else is a buffer.
     """
     *path, leaf = name.split(".")
     owner = module
@@ -245,11 +216,11 @@ def set_tensor(module: nn.Module, name: str, value: Tensor, *, persistent: bool 
         if part not in owner._modules:
             owner.add_module(part, nn.Module())
         owner = owner.get_submodule(part)
-    owner._parameters.pop(leaf, None)
-    owner._buffers.pop(leaf, None)
     if isinstance(value, nn.Parameter):
+        owner._buffers.pop(leaf, None)
         owner.register_parameter(leaf, value)
     else:
+        owner._parameters.pop(leaf, None)
         owner.register_buffer(leaf, value, persistent=persistent)
 
 
@@ -263,36 +234,6 @@ def _guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward(self, *args, **kwargs)
 
     return checked
-
-
-def _set_mode(node: fx.Node, training: bool) -> bool:
-    """Set the node's training flag; say whether that changed it."""
-    position = MODE_FLAGS.get(node.target) if isinstance(node.target, OpOverload) else None
-    if position is None or node.meta.get(FIXED_MODE) or _computes_own_statistics(node):
-        return False
-    if mode_of(node) is training:
-        return False
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    defaults = [argument.default_value for argument in schema[len(node.args) : position + 1]]
-    args = [*node.args, *defaults]
-    args[position] = training
-    node.args = tuple(args)
-    return True
-
-
-def mode_of(node: fx.Node) -> bool | None:
-    """Whether the node computes as in training; None if its operator knows no modes."""
-    position = MODE_FLAGS.get(node.target) if isinstance(node.target, OpOverload) else None
-    if position is None:
-        return None
-    if position < len(node.args):
-        return bool(node.args[position])
-    return bool(node.target._schema.arguments[position].default_value)  # type: ignore[union-attr]
-
-
-def _computes_own_statistics(node: fx.Node) -> bool:
-    """A norm without running statistics uses those of the batch in both modes."""
-    return node.target in _STATISTICS and node.args[_RUNNING_MEAN] is None
 
 
 def _value_of(node: fx.Node) -> Tensor | TensorMeta:

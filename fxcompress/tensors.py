@@ -45,13 +45,11 @@ def state_digest(module: nn.Module) -> str:
 def replace_tensor(module: nn.Module, names: Names, name: str, value: Tensor) -> None:
     """Put `value` in the place of a parameter or buffer, under every name it has.
 
-    A parameter stays one, with its ``requires_grad``; a buffer stays persistent or not.
+    A parameter stays one, as `in_place_of` says; a buffer stays persistent or not.
     """
     old = find_tensor(module, name)
     assert old is not None
-    new: Tensor = value.to(old.device, old.dtype)
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    new = in_place_of(old, value.to(old.device, old.dtype))
     for other in names[name]:
         set_tensor(module, other, new, persistent=_persistent(module, other))
 
@@ -59,3 +57,30 @@ def replace_tensor(module: nn.Module, names: Names, name: str, value: Tensor) ->
 def _persistent(module: nn.Module, name: str) -> bool:
     owner, _, leaf = name.rpartition(".")
     return leaf not in module.get_submodule(owner)._non_persistent_buffers_set
+
+
+def in_place_of(old: Tensor, value: Tensor) -> Tensor:
+    """`value` as what `old` is: of its class, with its attributes and its order of axes in memory.
+
+    Args:
+        old: A parameter, of any subclass, or a buffer.
+        value: Of any shape; its memory is shared where it is laid out like `old` already.
+    """
+    new = _laid_out(old, value.detach())
+    if isinstance(old, nn.Parameter):
+        kind = type(old) if issubclass(type(old), nn.Parameter) else nn.Parameter
+        # The constructor of a subclass may ask for more than a tensor.
+        new = torch.Tensor._make_subclass(kind, new, old.requires_grad)
+    vars(new).update(vars(old))
+    return new
+
+
+def _laid_out(old: Tensor, value: Tensor) -> Tensor:
+    """The value with its axes in memory in the order of `old`, as ``channels_last`` has them."""
+    if old.ndim != value.ndim or old.is_contiguous():
+        return value.contiguous()
+    order = sorted(range(old.ndim), key=lambda dim: -old.stride(dim))
+    if not old.permute(order).is_contiguous():
+        return value.contiguous()
+    back = [order.index(dim) for dim in range(old.ndim)]
+    return value.permute(order).contiguous().permute(back)

@@ -23,6 +23,7 @@ from fxcompress.graph import (
     set_tensor,
     shape_of,
 )
+from fxcompress.tensors import in_place_of
 
 CONVOLUTIONS = tuple(f"aten::conv{n}d" for n in (1, 2, 3))
 TRANSPOSED = tuple(f"aten::conv_transpose{n}d" for n in (1, 2, 3))
@@ -177,7 +178,9 @@ def _shift(module: CapturedModule, pair: NormedMap, shift: Tensor) -> None:
     assert weight is not None
     if pair.bias is not None:
         old = _double(module, pair.bias)
-        set_tensor(module, pair.bias, nn.Parameter((old + shift).to(weight.dtype)))
+        before = find_tensor(module, pair.bias)
+        assert before is not None
+        set_tensor(module, pair.bias, in_place_of(before, (old + shift).to(weight.dtype)))
         return
     name = f"{pair.weight.rpartition('.')[0]}.bias".lstrip(".")
     if find_tensor(module, name) is not None:

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.ambient import sealed
 from fxcompress.capture.assemble import assemble
 from fxcompress.capture.guards import AxisNames, interface_of
+from fxcompress.capture.habits import note_norms
 from fxcompress.capture.inputs import BATCH, Axes, DynamicSpec, Inputs, labelled
 from fxcompress.capture.ones import admit_ones
 from fxcompress.capture.refusals import mismatch, refuse_bad_weights, refuse_uninitialized
@@ -47,6 +48,7 @@ class Captured:
         dynamic: For each tensor among the flattened inputs, the axes that may vary, with names.
         source: What was captured, for people.
         single: Whether the batch given was one example: the inputs here hold it twice.
+        notes: In which ways the module will not train as the model does.
     """
 
     module: CapturedModule
@@ -55,6 +57,7 @@ class Captured:
     dynamic: tuple[Axes, ...]
     source: str
     single: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @sealed
@@ -95,26 +98,49 @@ def capture(
     """
     given = _detached(_tuple_of(args), dict(kwargs or {}))
     names = dict(dynamic.items()) if isinstance(dynamic, Mapping) else {}
-    if not isinstance(model, nn.Module):
-        program, source = _open(model)
-        if not any(given) and program.example_inputs is not None:
-            given = _detached(*program.example_inputs)
-        _require_tensors(given)
-        module = _assembled(program, given, names, finish, baked=True)
-        module.interface = admit_ones(program.module(check_guards=False), module, given)
-        return Captured(module, *given, labelled(module.interface, given, bool(names)), source)
+    if isinstance(model, nn.Module):
+        captured = _of_module(model, given, dynamic, names, finish)
+        habits = note_norms(captured.module, model)
+    else:
+        captured = _of_program(*_open(model), given, names, finish)
+        habits = note_norms(captured.module, None)
+    return replace(captured, notes=tuple(habits))
+
+
+def _of_program(
+    program: ExportedProgram,
+    source: str,
+    given: Inputs,
+    names: AxisNames,
+    finish: Callable[[CapturedModule], CapturedModule] | None,
+) -> Captured:
+    if not any(given) and program.example_inputs is not None:
+        given = _detached(*program.example_inputs)
+    _require_tensors(given)
+    module = _assembled(program, given, names, finish, None)
+    module.interface = admit_ones(program.module(check_guards=False), module, given)
+    return Captured(module, *given, labelled(module.interface, given, bool(names)), source)
+
+
+def _of_module(
+    model: nn.Module,
+    given: Inputs,
+    dynamic: DynamicSpec,
+    names: AxisNames,
+    finish: Callable[[CapturedModule], CapturedModule] | None,
+) -> Captured:
     _require_tensors(given)
     refuse_uninitialized(model)
     source, model = type(model).__name__, _trainable(model)
     program, inputs = trace(model, given, dynamic)
-    module = _assembled(program, inputs, names, finish, baked=False)
+    module = _assembled(program, inputs, names, finish, model)
     interface = admit_ones(model, module, inputs)
     single = _shapes(given) != _shapes(inputs)
     reason = _excluded(interface) if single else None
     if reason is not None:
         _refuse_repetition(model, dynamic, reason)
         program, inputs = trace(model, given, None)
-        single, module = False, _assembled(program, inputs, names, finish, baked=False)
+        single, module = False, _assembled(program, inputs, names, finish, model)
         interface = replace(_interface(module), note=reason)
     module.interface = interface
     axes = labelled(interface, inputs, bool(names))
@@ -126,12 +152,11 @@ def _assembled(
     inputs: Inputs,
     names: AxisNames,
     finish: Callable[[CapturedModule], CapturedModule] | None,
-    *,
-    baked: bool,
+    model: nn.Module | None,
 ) -> CapturedModule:
     """The module of an exported program, with its interface; the inputs go with it."""
     refuse_bad_weights(program)
-    module = assemble(program, baked)
+    module = assemble(program, model)
     module.interface = interface_of(program, module, names)
     try:
         module.interface.check(*inputs)

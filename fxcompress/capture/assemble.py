@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from fxcompress.graph import (
     mode_of,
     set_tensor,
 )
+from fxcompress.tensors import in_place_of
 
 _ASSERTIONS = {
     aten._assert_tensor_metadata.default,
@@ -33,27 +34,27 @@ _ASSERTIONS = {
 _KEPT_META = ("val", "stack_trace", "nn_module_stack")
 
 
-def assemble(program: ExportedProgram, baked: bool) -> CapturedModule:
+def assemble(program: ExportedProgram, model: nn.Module | None) -> CapturedModule:
     """Build the captured module of an exported program, in evaluation mode.
 
     Args:
         program: Its tensors are copied, tied ones once.
-        baked: Whether the program is in the mode that its maker chose. Otherwise it was made in
-            evaluation mode, and a node that trains even so does it on purpose.
+        model: What the program was made of, in evaluation mode, so that a node that trains even so
+            does it on purpose; None where the maker of the program chose the mode.
     """
     source = program.module(check_guards=False)
     module = CapturedModule(nn.Module(), fx.Graph())
-    for name, value, persistent in _own_tensors(program, source):
+    for name, value, persistent in _own_tensors(program, model):
         set_tensor(module, name, value, persistent=persistent)
     for node in source.graph.find_nodes(op="get_attr"):
         if find_tensor(module, node.target) is None:
             module.set_submodule(node.target, source.get_submodule(node.target))
     module.graph = source.graph
     inline_regions(module)
-    _drop_bookkeeping(module.graph)
+    _drop_bookkeeping(module.graph, counters=model is None)
     for node in module.graph.nodes:
         node.meta = {key: node.meta[key] for key in _KEPT_META if key in node.meta}
-        if not baked and mode_of(node):
+        if model is not None and mode_of(node):
             node.meta[FIXED_MODE] = True
     _drop_unused_submodules(module)
     module.graph.lint()
@@ -61,11 +62,15 @@ def assemble(program: ExportedProgram, baked: bool) -> CapturedModule:
     return module.eval()
 
 
-def _own_tensors(program: ExportedProgram, source: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
+def _own_tensors(
+    program: ExportedProgram, model: nn.Module | None
+) -> Iterator[tuple[str, Tensor, bool]]:
     """Each parameter, buffer and constant: name, copy (one for all tied names), persistence."""
     copies: dict[object, Tensor] = {}
     persistent = set(program.state_dict)
-    for name, value in {**program.constants, **program.state_dict}.items():
+    tensors = {**program.state_dict, **program.constants, **program.state_dict}
+    for name in _in_order(tensors, model):
+        value = tensors[name]
         if not isinstance(value, Tensor):
             raise CaptureError(
                 f"{name} is a {type(value).__name__}, which a graph of tensors cannot hold; "
@@ -73,7 +78,7 @@ def _own_tensors(program: ExportedProgram, source: nn.Module) -> Iterator[tuple[
             )
         key = _identity(value)
         if key not in copies:
-            copies[key] = _copy(value)
+            copies[key] = in_place_of(value, value.detach().clone())
         yield name, copies[key], name in persistent
 
 
@@ -85,19 +90,22 @@ def _identity(value: Tensor) -> object:
     return value.data_ptr(), value.device, value.dtype, value.shape, value.stride(), kind
 
 
-def _copy(value: Tensor) -> Tensor:
-    twin = value.detach().clone()
-    if isinstance(value, nn.Parameter):
-        return nn.Parameter(twin, requires_grad=value.requires_grad)
-    return twin
+def _in_order(names: Iterable[str], model: nn.Module | None) -> list[str]:
+    """The names in the order of the model's own state; what only the graph has comes last."""
+    own = []
+    for path, part in model.named_modules(remove_duplicate=False) if model is not None else ():
+        leaves = (*part._parameters, *part._buffers)
+        own += [f"{path}.{leaf}" if path else leaf for leaf in leaves]
+    place = {name: index for index, name in enumerate(own)}
+    return sorted(names, key=lambda name: place.get(name, len(place)))
 
 
-def _drop_bookkeeping(graph: fx.Graph) -> None:
-    """Drop assertions, counters of batches, and what nobody uses."""
+def _drop_bookkeeping(graph: fx.Graph, counters: bool) -> None:
+    """Drop assertions, what nobody uses and, if asked to, what counts batches: `train` does."""
     for node in reversed(list(graph.nodes)):
         if node.users or node.op != "call_function":
             continue
-        if node.target in _ASSERTIONS or _counts_batches(node):
+        if node.target in _ASSERTIONS or (counters and _counts_batches(node)):
             graph.erase_node(node)
     graph.eliminate_dead_code()
 

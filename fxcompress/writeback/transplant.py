@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fxcompress.ambient import EXCLUSIVE
 from fxcompress.errors import WriteBackError
 from fxcompress.graph import CapturedModule, find_tensor
+from fxcompress.tensors import in_place_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -37,7 +38,7 @@ def transplant(small: CapturedModule, original: Model, dense: CapturedModule) ->
         WriteBackError: The graph holds a tensor for which the class has no place.
     """
     result = _copy(original)
-    places = named_tensors(result)
+    places = named_tensors(original)  # what deepcopy makes of a parameter lacks its attributes
     computed = named_tensors(dense).keys() - places.keys()
     copies: dict[int, Tensor] = {}
     for name, tensor in named_tensors(small).items():
@@ -97,9 +98,9 @@ def _is_open(owner: nn.Module, leaf: str) -> bool:
 def _like(tensor: Tensor, place: Tensor | None) -> Tensor:
     """A copy of `tensor` on the device and with the kind of the tensor whose place it takes."""
     twin = tensor.detach().clone()
-    if place is not None:
-        twin = twin.to(place.device)
+    if place is None:
+        return in_place_of(tensor, twin)
+    twin = twin.to(place.device)
     if isinstance(tensor, nn.Parameter):
-        requires_grad = place.requires_grad if place is not None else tensor.requires_grad
-        return nn.Parameter(twin, requires_grad=requires_grad)
+        return in_place_of(place if isinstance(place, nn.Parameter) else tensor, twin)
     return twin

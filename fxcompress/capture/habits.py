@@ -1,0 +1,118 @@
+"""How norms keep statistics while they train, found by letting each take two batches of its own.
+
+A graph of evaluation shows neither that a norm counts its batches, nor that it weighs them by that
+count (``momentum=None``).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.graph import CapturedModule, dtype_of, find_tensor, parameter_of, shape_of
+from fxcompress.modes import COUNTER, CUMULATIVE, FIXED_MODE, NORMS, RUNNING_MEAN, aten
+
+_MOMENTUM = 6
+_BATCHES, _SIZE = 2, 4
+
+
+@dataclass(frozen=True)
+class _Habit:
+    """Whether a norm counts its batches, and whether the count is the weight of the latest."""
+
+    counts: bool
+    cumulative: bool
+
+
+def note_norms(module: CapturedModule, model: nn.Module | None) -> Iterator[str]:
+    """Mark each norm of a graph with what it does beside its operator when it trains.
+
+    Args:
+        module: In evaluation mode; the nodes' ``meta`` is written.
+        model: What it was captured from. Without it a norm is taken for one of torch's own.
+
+    Yields:
+        What to tell about norms that train in another way than any of these.
+    """
+    for node in module.graph.nodes:
+        if node.target not in NORMS or node.meta.get(FIXED_MODE):
+            continue
+        name = parameter_of(node.args[RUNNING_MEAN])
+        if name is None:
+            continue
+        path, _, leaf = name.rpartition(".")
+        counter = f"{path}.num_batches_tracked".lstrip(".")
+        count = find_tensor(module, counter)
+        if leaf != "running_mean" or count is None or count.is_floating_point() or count.ndim:
+            continue
+        habit = _habit(node, None if model is None else model.get_submodule(path))
+        if habit is None:
+            yield (
+                f"{path or 'the model'}: this norm keeps its running statistics in a way of its "
+                f"own while it trains; the program keeps them with the momentum {node.args[6]}"
+            )
+        elif habit.counts:
+            node.meta[COUNTER] = counter
+            node.meta[CUMULATIVE] = habit.cumulative
+
+
+def _habit(node: fx.Node, norm: nn.Module | None) -> _Habit | None:
+    """What the norm does, None if that is nothing known."""
+    if norm is not None:
+        try:
+            return _observed(node, norm)
+        except Exception:
+            pass
+    none = node.args[_MOMENTUM] == 0 if norm is None else getattr(norm, "momentum", 0) is None
+    counts = node.target is not aten.instance_norm.default
+    return _Habit(counts, counts and none)
+
+
+def _observed(node: fx.Node, norm: nn.Module) -> _Habit | None:
+    twin = copy.deepcopy(norm)
+    for part in twin.modules():
+        part.training = True
+    state = dict(twin.named_buffers())
+    mean, count = state["running_mean"], state["num_batches_tracked"]
+    before, start = mean.clone(), int(count)
+    batches = list(_batches(node, mean.device))
+    with torch.no_grad():
+        for batch in batches:
+            type(twin).forward(twin, batch)  # hooks are the user's, and act on more than the twin
+    counted = int(twin.get_buffer("num_batches_tracked")) - start
+    after = twin.get_buffer("running_mean")
+    for cumulative in (False, True):
+        rates = [1 / (start + i) if cumulative else node.args[_MOMENTUM] for i in (1, _BATCHES)]
+        if _close(after, _predicted(before, batches, rates)) and counted in (0, _BATCHES):
+            if cumulative and not counted:
+                return None
+            return _Habit(bool(counted), cumulative)
+    return None
+
+
+def _batches(node: fx.Node, device: torch.device) -> Iterator[Tensor]:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    shape = shape_of(source)
+    sizes = (_SIZE, shape[1], *(2 for _ in shape[2:]))
+    generator = torch.Generator().manual_seed(0)
+    for number in range(_BATCHES):
+        drawn = torch.randn(sizes, generator=generator) * (1 + number) + 3 * number
+        yield drawn.to(device, dtype_of(source))
+
+
+def _predicted(mean: Tensor, batches: list[Tensor], rates: list[float]) -> Tensor:
+    for batch, rate in zip(batches, rates, strict=True):
+        found = batch.mean([dim for dim in range(batch.ndim) if dim != 1])
+        mean = (1 - rate) * mean + rate * found
+    return mean
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    # Half precision keeps three digits of a mean.
+    rtol = 1e-2 if torch.finfo(found.dtype).bits < 32 else 1e-4
+    return bool(torch.allclose(found, expected.to(found.dtype), rtol=rtol, atol=rtol))

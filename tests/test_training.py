@@ -1,0 +1,159 @@
+"""A captured model trains as the model does: the same losses, parameters, buffers and order."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fx
+import nets_training as nets
+from fxcompress.passes import RandomPruning
+from models import MODELS, Example, build, normal, randomize, tensors
+
+IMAGE = (3, 3, 6, 5)
+
+
+def _entry(make: Callable[[], nn.Module], *shape: int) -> Callable[[], Example]:
+    return lambda: (randomize(make()).double(), (normal(*shape).double(),), {})
+
+
+OWN: dict[str, Callable[[], Example]] = {
+    "momentum": _entry(lambda: nets.Norms(0.3), *IMAGE),
+    "cumulative": _entry(lambda: nets.Norms(None), *IMAGE),
+    "not affine": _entry(lambda: nets.Norms(None, affine=False), *IMAGE),
+    "no statistics": _entry(lambda: nets.Norms(None, track_running_stats=False), *IMAGE),
+    "frozen norm": _entry(nets.FrozenNorm, *IMAGE),
+    "own norms": _entry(nets.OwnNorms, *IMAGE),
+    "dropouts": _entry(nets.Dropouts, *IMAGE),
+    "odd order": _entry(nets.OddOrder, *IMAGE),
+}
+NETS = {**{name: (lambda name=name: build(name)) for name in MODELS}, **OWN}
+
+
+def _steps(module: nn.Module, example: Example, steps: int = 3) -> list[float]:
+    """The losses of some steps of SGD, on the same data with the same generator."""
+    _, args, kwargs = example
+    module.train()
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        found = tensors(module(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        loss = torch.stack([t.square().mean() for t in found if t.is_floating_point()]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _state_equal(found: nn.Module, model: nn.Module) -> None:
+    expected = model.state_dict()
+    state = found.state_dict()
+    assert list(state) == list(expected)
+    for name, value in state.items():
+        # Canonical forms may add in another order; float64 leaves rounding alone.
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_captured_model_trains_as_the_model_does(name: str) -> None:
+    model, args, kwargs = example = NETS[name]()
+    program = fx.compile(model, args, kwargs)
+    found, expected = _steps(program.module, example), _steps(model, example)
+    assert found == pytest.approx(expected, rel=1e-10)
+    _state_equal(program.module, model)
+    # What was learnt holds in evaluation too, and training can go on.
+    with torch.no_grad():
+        ours = tensors(program.module.eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        theirs = tensors(model.eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+    assert _steps(program.module, example, 1) == pytest.approx(_steps(model, example, 1), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["cumulative", "own norms", "frozen norm", "odd order"])
+def test_a_loaded_program_trains_as_the_model_does(name: str, tmp_path: Path) -> None:
+    model, args, kwargs = example = OWN[name]()
+    fx.compile(model, args, kwargs).save(tmp_path / "a.fxc")
+    module = fx.load(tmp_path / "a.fxc").module
+    assert _steps(module, example) == pytest.approx(_steps(model, example), rel=1e-10)
+    _state_equal(module, model)
+
+
+@pytest.mark.parametrize("name", ["cumulative", "momentum", "own norms", "dropouts"])
+def test_a_smaller_program_trains_as_the_model_written_back(name: str) -> None:
+    model, args, kwargs = example = OWN[name]()
+    small = fx.compile(model, args, kwargs, passes=[RandomPruning(ratio=0.5)])
+    written = small.write_back(model)
+    assert _steps(small.module, example) == pytest.approx(_steps(written, example), rel=1e-10)
+    _state_equal(small.module, written)
+
+
+def _kinds(module: nn.Module) -> list[tuple[object, ...]]:
+    return [
+        (name, type(p), p.requires_grad, vars(p), p.is_contiguous(), p.stride()[-1] == 1)
+        for name, p in module.named_parameters()
+    ]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_parameters_are_in_order_and_of_their_kind(name: str) -> None:
+    model, args, kwargs = NETS[name]()
+    module = fx.compile(model, args, kwargs).module
+    assert _kinds(module) == _kinds(model)
+    assert list(module.state_dict()) == list(model.state_dict())
+    own = {name for name, _ in model.named_buffers()}
+    assert [n for n, _ in module.named_buffers() if n in own] == [
+        n for n, _ in model.named_buffers()
+    ]
+
+
+def test_parameters_stay_of_their_kind_through_passes_and_back(tmp_path: Path) -> None:
+    model, args, kwargs = OWN["odd order"]()
+    model.first.weight.group = "early"  # type: ignore[union-attr]
+    small = fx.compile(model, args, kwargs, passes=[RandomPruning(ratio=0.5)])
+    assert small.report.params.after < small.report.params.before
+    assert _kinds(small.module) == _kinds(model)
+    written = small.write_back(model)
+    assert _kinds(written) == _kinds(model)
+    small.save(tmp_path / "a.fxc")
+    loaded = fx.load(tmp_path / "a.fxc").module
+    for (name, ours), (other, theirs) in zip(
+        loaded.named_parameters(), small.module.named_parameters(), strict=True
+    ):
+        assert (name, ours.stride(), ours.requires_grad) == (
+            other,
+            theirs.stride(),
+            theirs.requires_grad,
+        )
+
+
+def test_an_optimizer_state_by_order_fits_the_program() -> None:
+    model, args, kwargs = OWN["odd order"]()
+    program = fx.compile(model, args, kwargs)
+
+    def sgd(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+
+    def run(module: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
+        module.train()
+        optimizer.zero_grad()
+        loss: Tensor = module(*args).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    theirs = sgd(model)
+    run(model, theirs)
+    ours = sgd(program.module)
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    program.module.load_state_dict(model.state_dict())
+    for _ in range(2):
+        torch.testing.assert_close(run(program.module, ours), run(model, theirs))
+    _state_equal(program.module, model)
