@@ -13,7 +13,7 @@ from torch import Tensor
 from fxcompress.ambient import sealed
 from fxcompress.arguments import Seed, checked
 from fxcompress.canonicalize import canonicalize
-from fxcompress.capture import DynamicSpec, Source, capture
+from fxcompress.capture import Captured, DynamicSpec, Source, capture
 from fxcompress.coupling import check_pins
 from fxcompress.errors import CaptureError, PlanError
 from fxcompress.groups import names_after
@@ -103,7 +103,7 @@ def compile(
     )
     tell("analyse")
     check_pins(program.module, program.pin)
-    program = replace(program, report=_first_report(program, captured.source))
+    program = replace(program, report=_first_report(program, captured))
     for one in passes:
         tell(f"{one}")
         program = apply(program, one, verify=verify)
@@ -165,12 +165,12 @@ def _then(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return first[second]
 
 
-def _first_report(program: Program, source: str) -> Report:
+def _first_report(program: Program, captured: Captured) -> Report:
     cost = program.cost()
     coupling = program.analysis.coupling
     fixed = any(not axes for axes in program.dynamic)
     return Report(
-        model=source,
+        model=captured.source,
         params=Change(cost.params, cost.params),
         flops=Change(cost.flops, cost.flops),
         macs=Change(cost.macs, cost.macs),
@@ -192,6 +192,7 @@ def _first_report(program: Program, source: str) -> Report:
         failed=coupling.failed,
         dynamic=tuple(program.dynamic),
         static="the model fixes the size of an input" if fixed else None,
+        training=captured.notes,
     )
 
 

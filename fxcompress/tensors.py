@@ -79,7 +79,7 @@ def _laid_out(old: Tensor, value: Tensor) -> Tensor:
     """The value with its axes in memory in the order of `old`, as ``channels_last`` has them."""
     if old.ndim != value.ndim or old.is_contiguous():
         return value.contiguous()
-    order = sorted(range(old.ndim), key=lambda dim: -old.stride(dim))
+    order = sorted(range(old.ndim), key=lambda dim: old.stride()[dim], reverse=True)
     if not old.permute(order).is_contiguous():
         return value.contiguous()
     back = [order.index(dim) for dim in range(old.ndim)]

@@ -62,6 +62,15 @@ class UncountedNorm(nn.BatchNorm2d):
         )
 
 
+class Halving(nn.BatchNorm1d):
+    """A norm that forgets half of what it knew before each batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.running_mean is not None:
+            self.running_mean.mul_(0.5)
+        return super().forward(x)
+
+
 class OwnNorms(nn.Module):
     """Norms of classes of the user's."""
 
@@ -114,6 +123,9 @@ class Special(nn.Parameter):
 class OddOrder(nn.Module):
     """Children, buffers and parameters in an order of their own; one not read, one frozen."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.head, self.second = nn.Linear(4, 3), nn.Linear(4, 4)
@@ -139,11 +151,11 @@ class StraightThrough(torch.autograd.Function):
     """Rounds forward and lets gradients through."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.round()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
 
 
@@ -158,4 +170,4 @@ class Rounds(nn.Module):
         self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(straight_through(self.first(x) * 4))  # type: ignore[no-any-return]
+        return self.last(straight_through(self.first(x) * 4))  # type: ignore[no-any-return, no-untyped-call]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import fxcompress as fx
 import nets_training as nets
+from fxcompress.capture import capture
 from fxcompress.passes import RandomPruning
 from models import MODELS, Example, build, normal, randomize, tensors
 
@@ -32,7 +34,7 @@ OWN: dict[str, Callable[[], Example]] = {
     "dropouts": _entry(nets.Dropouts, *IMAGE),
     "odd order": _entry(nets.OddOrder, *IMAGE),
 }
-NETS = {**{name: (lambda name=name: build(name)) for name in MODELS}, **OWN}
+NETS: dict[str, Callable[[], Example]] = {name: partial(build, name) for name in MODELS} | OWN
 
 
 def _steps(module: nn.Module, example: Example, steps: int = 3) -> list[float]:
@@ -157,3 +159,25 @@ def test_an_optimizer_state_by_order_fits_the_program() -> None:
     for _ in range(2):
         torch.testing.assert_close(run(program.module, ours), run(model, theirs))
     _state_equal(program.module, model)
+
+
+def test_a_backward_of_the_models_own_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    program = fx.compile(randomize(nets.Rounds()), (normal(2, 4),))
+    (note,) = program.report.training
+    assert "StraightThrough" in note
+    assert "nets_training.py" in note
+    assert note in caplog.text
+    assert "StraightThrough" in str(program.report)
+    assert fx.report.Report.from_dict(program.report.to_dict()).training == (note,)
+
+
+def test_a_norm_with_a_way_of_its_own_is_told() -> None:
+    program = fx.compile(randomize(nets.Halving(4)), (normal(3, 4),))
+    (note,) = program.report.training
+    assert "statistics in a way of its own" in note
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nothing_is_told_of_a_model_that_trains_as_its_graph(name: str) -> None:
+    model, args, kwargs = NETS[name]()
+    assert capture(model, args, kwargs).notes == ()

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.ambient import sealed
 from fxcompress.capture.assemble import assemble
+from fxcompress.capture.functions import own_backwards
 from fxcompress.capture.guards import AxisNames, interface_of
 from fxcompress.capture.habits import note_norms
 from fxcompress.capture.inputs import BATCH, Axes, DynamicSpec, Inputs, labelled
@@ -98,13 +99,15 @@ def capture(
     """
     given = _detached(_tuple_of(args), dict(kwargs or {}))
     names = dict(dynamic.items()) if isinstance(dynamic, Mapping) else {}
-    if isinstance(model, nn.Module):
-        captured = _of_module(model, given, dynamic, names, finish)
-        habits = note_norms(captured.module, model)
-    else:
-        captured = _of_program(*_open(model), given, names, finish)
-        habits = note_norms(captured.module, None)
-    return replace(captured, notes=tuple(habits))
+    with own_backwards() as functions:
+        if isinstance(model, nn.Module):
+            captured, made_of = _of_module(model, given, dynamic, names, finish), model
+        else:
+            captured, made_of = _of_program(*_open(model), given, names, finish), None
+    notes = (*functions.values(), *note_norms(captured.module, made_of))
+    for note in notes:
+        _log.warning("%s: %s", captured.source, note)
+    return replace(captured, notes=notes)
 
 
 def _of_program(

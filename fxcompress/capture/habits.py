@@ -53,7 +53,7 @@ def note_norms(module: CapturedModule, model: nn.Module | None) -> Iterator[str]
         if habit is None:
             yield (
                 f"{path or 'the model'}: this norm keeps its running statistics in a way of its "
-                f"own while it trains; the program keeps them with the momentum {node.args[6]}"
+                f"own while it trains; the program keeps them with the momentum {_momentum(node)}"
             )
         elif habit.counts:
             node.meta[COUNTER] = counter
@@ -67,9 +67,15 @@ def _habit(node: fx.Node, norm: nn.Module | None) -> _Habit | None:
             return _observed(node, norm)
         except Exception:
             pass
-    none = node.args[_MOMENTUM] == 0 if norm is None else getattr(norm, "momentum", 0) is None
+    none = _momentum(node) == 0 if norm is None else vars(norm).get("momentum", 0) is None
     counts = node.target is not aten.instance_norm.default
     return _Habit(counts, counts and none)
+
+
+def _momentum(node: fx.Node) -> float:
+    value = node.args[_MOMENTUM]
+    assert isinstance(value, int | float)
+    return value
 
 
 def _observed(node: fx.Node, norm: nn.Module) -> _Habit | None:
@@ -86,7 +92,7 @@ def _observed(node: fx.Node, norm: nn.Module) -> _Habit | None:
     counted = int(twin.get_buffer("num_batches_tracked")) - start
     after = twin.get_buffer("running_mean")
     for cumulative in (False, True):
-        rates = [1 / (start + i) if cumulative else node.args[_MOMENTUM] for i in (1, _BATCHES)]
+        rates = [1 / (start + i) if cumulative else _momentum(node) for i in (1, _BATCHES)]
         if _close(after, _predicted(before, batches, rates)) and counted in (0, _BATCHES):
             if cumulative and not counted:
                 return None

@@ -126,6 +126,7 @@ class Report:
         failed: Operators whose axis rule raised an error, with "node: error" each.
         dynamic: For each tensor input, its free axes by name.
         static: Why the batch is not free, if it is not.
+        training: In which ways the program does not train as the model does.
     """
 
     model: str = ""
@@ -143,6 +144,7 @@ class Report:
     failed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dynamic: tuple[Mapping[int, str], ...] = ()
     static: str | None = None
+    training: tuple[str, ...] = ()
 
     @property
     def verification(self) -> Check | None:

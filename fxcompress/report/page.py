@@ -113,6 +113,13 @@ svg { max-width: 100%; height: auto; }
 {% endif -%}
 {% if report.static %}<p>The batch is fixed: {{ report.static }}</p>
 {% endif -%}
+{% if report.training -%}
+<h2>Where training differs from the model</h2>
+<ul>
+{% for note in report.training %}<li>{{ note }}</li>
+{% endfor -%}
+</ul>
+{% endif -%}
 </html>
 """
 

@@ -109,6 +109,9 @@ def _closing_lines(report: Report) -> Iterator[str]:
         yield f"free input axes: {', '.join(dict.fromkeys(axes))}"
     if report.static:
         yield f"the batch is fixed: {report.static}"
+    if report.training:
+        yield "in training the program differs from the model:"
+        yield from _listed(report.training, len(report.training))
     yield from (describe_check(check) for check in report.checks[-_REASONS:])
     if not report.checks:
         yield "not verified"
