@@ -54,6 +54,8 @@ CUMULATIVE = "cumulative"
 """Key in ``node.meta`` of a norm whose running statistics are the mean of all batches so far."""
 _IN_TRAINING = "in_training"
 """Key in ``node.meta`` of nodes that are in the graph during training only."""
+MODE_META = (FIXED_MODE, COUNTER, CUMULATIVE, _IN_TRAINING)
+"""All of these keys: what a file has to keep of a node's ``meta``."""
 
 
 def set_mode(graph: fx.Graph, training: bool) -> bool:
@@ -104,8 +106,10 @@ def _count_batches(graph: fx.Graph) -> bool:
             made = [counter, added]
             if norm.meta.get(CUMULATIVE):
                 number = graph.call_function(aten.item.default, (added,))
-                made += [number, graph.call_function(operator.truediv, (1.0, number))]
-                norm.update_arg(_MOMENTUM, made[-1])
+                share = graph.call_function(operator.truediv, (1.0, number))
+                made += [number, share]
+                number.meta["val"], share.meta["val"] = 1, 1.0
+                norm.update_arg(_MOMENTUM, share)
         for node in made:
             node.meta[_IN_TRAINING] = True
         for node in made[:2]:

@@ -206,12 +206,19 @@ class _Edits:
         self.projects += [edit for edit in edits if not isinstance(edit, Replace)]
         self.values |= values
         if values:
-            self.program = self.program.with_values({n: e.value for n, e in values.items()})
+            plain = {n: e.value.to(_dtype(self.program, n)) for n, e in values.items()}
+            self.program = self.program.with_values(plain)
 
     @property
     def all(self) -> tuple[Edit, ...]:
         """Everything so far."""
         return (*self.values.values(), *self.projects)
+
+
+def _dtype(program: Program, name: str) -> torch.dtype:
+    value = find_tensor(program.module, name)
+    assert value is not None
+    return value.dtype
 
 
 def _score(criterion: Criterion, program: Program, group: ChannelGroup) -> Tensor:

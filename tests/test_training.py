@@ -88,6 +88,18 @@ def test_a_loaded_program_trains_as_the_model_does(name: str, tmp_path: Path) ->
     _state_equal(module, model)
 
 
+@pytest.mark.parametrize("name", ["cumulative", "own norms"])
+def test_a_program_saved_in_training_goes_on(name: str, tmp_path: Path) -> None:
+    model, args, kwargs = example = OWN[name]()
+    program = fx.compile(model, args, kwargs)
+    _steps(program.module, example, 2)
+    program.save(tmp_path / "a.fxc")
+    module = fx.load(tmp_path / "a.fxc").module
+    assert _steps(module, example) == _steps(program.module, example)
+    _state_equal(module.eval(), program.module.eval())
+    assert module.code == program.module.code
+
+
 @pytest.mark.parametrize("name", ["cumulative", "momentum", "own norms", "dropouts"])
 def test_a_smaller_program_trains_as_the_model_written_back(name: str) -> None:
     model, args, kwargs = example = OWN[name]()

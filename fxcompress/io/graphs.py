@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import FxCompressError, LoadError
 from fxcompress.graph import (
-    FIXED_MODE,
     CapturedModule,
     TensorMeta,
     dtype_of,
@@ -30,6 +29,7 @@ from fxcompress.io.arguments import Ref, check_call
 from fxcompress.io.operators import NAMES, function_named
 from fxcompress.io.trees import dump_spec, load_spec
 from fxcompress.io.values import PLAIN_KINDS, Decoder, Encoder, Json
+from fxcompress.modes import MODE_META, NORMS
 
 if TYPE_CHECKING:
     from fxcompress.io.replay import Call
@@ -74,6 +74,7 @@ def check_graph(manifest: Manifest, allow: Collection[str]) -> list[Call]:
     """
     from fxcompress.io.replay import Call
 
+    numbers = _whole_numbers(manifest)
     known = {entry.name for entry in manifest.tensors}, {entry.name for entry in manifest.modules}
     refs: dict[str, Ref] = {}
     decoder = Decoder({}, refs, kinds=PLAIN_KINDS | {"dict", "node"})
@@ -87,6 +88,7 @@ def check_graph(manifest: Manifest, allow: Collection[str]) -> list[Call]:
         if node.op == "call_function":
             assert callable(target)
             check_call(target, args, kwargs, where)
+        _check_counter(node, target, numbers)
         calls.append(Call(node.op, node.name, target, args, kwargs, node.meta.val))
         refs[node.name] = Ref(node.name, node.meta.val)
     _check_convention(manifest.graph, calls)
@@ -116,6 +118,28 @@ def _checked_target(
             "holds, or has arguments of another kind of node; the manifest is damaged"
         )
     return node.target
+
+
+def _whole_numbers(manifest: Manifest) -> set[str]:
+    """The tensors that hold one whole number, by every name."""
+    found: set[str] = set()
+    for entry in manifest.tensors:
+        kind = getattr(entry, "dtype", None), getattr(entry, "shape", None)
+        if kind == ("int64", []) or getattr(entry, "alias_of", None) in found:
+            found.add(entry.name)
+    return found
+
+
+def _check_counter(node: Node, target: object, numbers: Collection[str]) -> None:
+    """What a norm counts its batches in is a whole number that the manifest holds."""
+    counts = node.meta.counter is not None
+    if (counts and (target not in NORMS or node.meta.counter not in numbers)) or (
+        node.meta.cumulative and not counts
+    ):
+        raise LoadError(
+            f"node '{node.name}' counts batches in {node.meta.counter!r}, which is no number that "
+            "the manifest holds, or is no norm; the manifest is damaged"
+        )
 
 
 def _check_convention(graph: Graph, calls: Sequence[Call]) -> None:
@@ -208,9 +232,7 @@ def _dump_meta(node: fx.Node) -> Json:
     if "nn_module_stack" in node.meta:
         stack = node.meta["nn_module_stack"]
         meta["stack"] = [[key, path, _type_name(kind)] for key, (path, kind) in stack.items()]
-    if node.meta.get(FIXED_MODE):
-        meta["fixed_mode"] = True
-    return meta
+    return meta | {key: node.meta[key] for key in MODE_META if node.meta.get(key)}
 
 
 def _dump_value(value: object, node: fx.Node | None = None) -> Json:
@@ -252,9 +274,7 @@ def _load_meta(meta: Meta) -> dict[str, Any]:
         found["val"] = _load_value(meta.val)
     if meta.stack is not None:
         found["nn_module_stack"] = {key: (path, kind) for key, path, kind in meta.stack}
-    if meta.fixed_mode:
-        found[FIXED_MODE] = True
-    return found
+    return found | {key: getattr(meta, key) for key in MODE_META if getattr(meta, key)}
 
 
 def _load_value(value: Value) -> Any:

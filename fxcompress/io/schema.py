@@ -116,11 +116,14 @@ Value = TypeAliasType("Value", "TensorValue | list[Value] | bool | int | float |
 
 
 class Meta(Strict):
-    """What is known of a node: its value, where it came from, whether its mode is fixed."""
+    """What is known of a node: its value, where it came from, and what it does in which mode."""
 
     val: Value = None
     stack: list[tuple[Text, Text, Text]] | None = None
     fixed_mode: bool = False
+    counter: Path | None = None
+    cumulative: bool = False
+    in_training: bool = False
 
 
 class Node(Strict):
