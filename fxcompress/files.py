@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,6 +161,12 @@ def named_by_content(part: Path, name: str) -> Path:
     with part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return part.rename(part.with_name(name.format(digest[:16])))
+
+
+def disk_error(error: Exception) -> OSError:
+    """What the system said, where a library tells it in an error of its own."""
+    found = re.search(r"\bos error (\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(str(error))
 
 
 def _looked_up(path: AnyPath) -> tuple[Path, int | None]:

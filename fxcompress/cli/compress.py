@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 
@@ -19,7 +22,7 @@ from fxcompress.cli.planning import planned
 from fxcompress.cli.recipes import Sizes, default_passes, make_passes
 from fxcompress.errors import WriteBackError
 from fxcompress.export import check, to_onnx
-from fxcompress.files import file_target, new_folder, new_folder_target, written
+from fxcompress.files import disk_error, file_target, new_folder, new_folder_target, written
 from fxcompress.io import program_target
 from fxcompress.loaders import Loaded
 from fxcompress.program import Program
@@ -191,16 +194,29 @@ def _write_back(program: Program, loaded: Loaded, target: Path) -> None:
         )
     smaller = program.write_back(loaded.model)
     if target.suffix == ".safetensors":
-        with written(target) as draft:
+        with written(target) as draft, _telling(target):
             save_model(smaller, str(draft))
     elif callable(save := getattr(smaller, "save_pretrained", None)):
-        with new_folder(target) as draft:
+        with new_folder(target) as draft, _telling(target):
             save(draft)
     else:
         raise WriteBackError(
             f"{target}: give a file that ends in .safetensors; only Hugging Face models write "
             "directories"
         )
+
+
+@contextmanager
+def _telling(target: Path) -> Iterator[None]:
+    """Tell what others' functions for saving raise, a full disk among it."""
+    try:
+        yield
+    except OSError:
+        raise
+    except SafetensorError as error:
+        raise disk_error(error) from error
+    except Exception as error:  # save_pretrained is the model's own code
+        raise WriteBackError(f"{target}: the model cannot save itself ({error})") from error
 
 
 def _default_output(model: str) -> Path:

@@ -19,6 +19,7 @@ from fxcompress.export import Example, Exportable
 from fxcompress.export import benchmark as measure
 from fxcompress.export import check as compare
 from fxcompress.export.names import unique_names
+from fxcompress.export.onnx import describe
 from fxcompress.loaders import parse_inputs
 
 
@@ -57,7 +58,9 @@ def check(
             raise_on_failure=False,
         )
         failed = None if result.ok else f"{onnx} differs from {program}"
-        return Answer(result.to_dict(), Text(str(result)), failed)
+        made = describe(onnx).metadata
+        lines = [str(result), *(f"  {key}: {value}" for key, value in made.items())]
+        return Answer({**result.to_dict(), "metadata": dict(made)}, Text("\n".join(lines)), failed)
 
     answer(work, as_json=json)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from fxcompress.drafts import is_draft
 from fxcompress.errors import LoadError
 from fxcompress.files import (
+    disk_error,
     file_target,
     folder_target,
     named_by_content,
@@ -47,6 +48,7 @@ def write(path: Path, manifest: Mapping[str, Any], weights: Tensors, extras: Ten
         WriteError: Something that is not ours is in the way, or the disk refuses.
     """
     manifest = {"format": FORMAT, "version": VERSION, **manifest}
+    program_target(path)
     if path.suffix in SINGLE_FILE:
         with written(path) as draft:
             _save({**weights, **extras}, draft, {FORMAT: sealed(manifest)})
@@ -82,7 +84,7 @@ def _save(tensors: Tensors, path: Path, header: dict[str, str]) -> None:
     try:
         save_file(dict(tensors), path, header)
     except SafetensorError as error:
-        raise OSError(str(error)) from error
+        raise disk_error(error) from error
 
 
 def _named_parts(path: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
