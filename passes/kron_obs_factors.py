@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 
+from fxcompress.calibrate.batching import batching_of
 from fxcompress.calibrate.data import samples_of
 from fxcompress.calibrate.gradients import Place, Tap, gradients
-from fxcompress.calibrate.observe import observe, runner
+from fxcompress.calibrate.observe import observe
 from fxcompress.calibrate.reads import Window, window_of
+from fxcompress.calibrate.running import runner
 from fxcompress.errors import PlanError
 from fxcompress.program import Program
 from fxcompress.rules.schema import arguments, packet_of
@@ -124,6 +126,8 @@ def factors_of(
     Raises:
         PlanError: A layer is none of those that have factors, or as `gradients`.
     """
+    inputs, *_ = next(samples_of(program, who))
+    independent = batching_of(program, inputs).independent
     nodes = {node.name: node for node in program.module.graph.nodes}
     inner = {name: _Gram() for name in calls}
     outer = {name: _Gram() for name in calls}
@@ -133,7 +137,7 @@ def factors_of(
         for name in names:
             layer = _Layer.of(nodes[name], who)
             observed.setdefault(layer.source, []).append((layer, inner[weight]))
-            watched[name] = _OutputTap(layer, outer[weight])
+            watched[name] = _OutputTap(layer, outer[weight], independent)
     taps = {source: _InputTap(tuple(pairs)) for source, pairs in observed.items()}
     count = observe(program, taps, who=who, samples=samples)
     gradients(program, (), watched, who=who, samples=samples)
@@ -189,16 +193,22 @@ class _Layer:
     def inputs(self, value: Tensor) -> Tensor:
         """Rows of (samples and positions, columns of the flattened weight)."""
         if self.window is None:
-            rows = value.flatten(0, -2)
+            rows = value.flatten(0, -2) if value.ndim > 1 else value[None]
         else:
+            value = value if self._batched(value) else value[None]
             taps = torch.stack([view.flatten(2) for view in self.window.views(value)], 2)
             rows = taps.flatten(1, 2).mT.flatten(0, 1)
         return F.pad(rows, (0, 1), value=1.0) if self.bias else rows
 
-    def outputs(self, value: Tensor) -> tuple[Tensor, int]:
-        """Rows of (samples and positions, outputs), and the positions of one sample."""
-        rows = (value if self.window is None else value.movedim(1, -1)).flatten(0, -2)
-        return rows, len(rows) // len(value)
+    def outputs(self, value: Tensor) -> Tensor:
+        """Rows of (samples and positions, outputs)."""
+        if self.window is not None:
+            value = value.movedim(1 if self._batched(value) else 0, -1)
+        return value.flatten(0, -2) if value.ndim > 1 else value[None]
+
+    def _batched(self, value: Tensor) -> bool:
+        """Whether a map has an axis of samples."""
+        return self.window is not None and value.ndim == len(self.window.kernel) + 2
 
 
 @dataclass(frozen=True)
@@ -214,10 +224,12 @@ class _InputTap:
 class _OutputTap:
     layer: _Layer
     gram: _Gram
+    independent: bool
 
     def __call__(self, value: Tensor, gradient: Tensor) -> None:
-        rows, positions = self.layer.outputs(gradient)
-        self.gram.add(rows, 1 / positions)
+        rows = self.layer.outputs(gradient)
+        samples = len(gradient) if self.independent else 1
+        self.gram.add(rows, samples / len(rows))
 
 
 def with_drawn_labels(program: Program, who: str, samples: int | None = None) -> Program:
@@ -235,13 +247,13 @@ def with_drawn_labels(program: Program, who: str, samples: int | None = None) ->
         assert task is not None
         with torch.no_grad(), forked(module):
             logits = call(module, task, inputs)
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
+        if not isinstance(logits, Tensor) or logits.dim() not in (1, 2):
             raise PlanError(
-                f"{who} draws labels from logits of shape (samples, classes), and the program "
-                "gives something else; take the data's own with labels='data'"
+                f"{who} draws labels from logits of shape (samples, classes) or (classes), and "
+                "the program gives something else; take the data's own with labels='data'"
             )
-        chances = logits.double().softmax(1).cpu()
-        labels = torch.multinomial(chances, 1, generator=generator).flatten().to(logits.device)
-        drawn.append((inputs, labels))
+        chances = logits.double().softmax(-1).cpu()
+        labels = torch.multinomial(chances, 1, generator=generator).squeeze(-1)
+        drawn.append((inputs, labels.to(logits.device)))
     assert task is not None
     return replace(program, task=replace(task, data=drawn))

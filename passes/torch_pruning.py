@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from fxcompress.arguments import Count
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.calibrate import Gradients, gradients
-from fxcompress.calibrate.data import samples_of
+from fxcompress.calibrate.data import parts_of, samples_of
 from fxcompress.errors import PlanError
 from fxcompress.groups import ChannelGroup
 from fxcompress.passes.structured import DeclinedError, StructuredPass
 from fxcompress.passes.torch_pruning_groups import Presented, present
 from fxcompress.plan import Plan
 from fxcompress.program import Program
-from fxcompress.train.batches import head
 
 Importance = Literal[
     "MagnitudeImportance",
@@ -124,8 +123,7 @@ class _Data:
         task = self.program.task
         for inputs, labels, size in samples_of(self.program, self.who, True, self.samples):
             assert task is not None
-            for at in range(size):
-                one = (head(inputs, at, at + 1), head(labels, at, at + 1))
+            for one in parts_of(self.program, self.who, inputs, labels, size, 1):
                 alone = replace(self.program, task=replace(task, data=[one]))
                 yield gradients(alone, names, who=self.who).mean
 

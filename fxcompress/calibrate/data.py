@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sized
 from typing import Any
 
 from fxcompress.arguments import checked
+from fxcompress.calibrate.batching import batching_of, cut
 from fxcompress.calibrate.fits import check_fits
 from fxcompress.errors import PlanError
 from fxcompress.program import Program
@@ -45,6 +46,9 @@ def samples_of(
 ) -> Iterator[tuple[Any, Any, int]]:
     """Inputs, labels and size of every batch, on the device; at most `limit` samples in all.
 
+    Inputs without an axis of samples (a graph, one image) are one sample. A batch of a program that
+    runs batches of one size only is never cut, and may end beyond `limit`.
+
     Raises:
         PlanError: As `require_data`; or there is no batch, labels are missing in one, or the data
             end before their own length.
@@ -58,13 +62,14 @@ def samples_of(
                 "give batches of (inputs, labels)"
             )
         check_fits(program, inputs, who, number)
-        size = size_of(inputs)
-        if limit is not None and seen + size > limit:
+        batching = batching_of(program, inputs)
+        size = size_of(inputs) if batching.independent else 1
+        if limit is not None and seen + size > limit and batching.cuttable:
             size = limit - seen
-            inputs, targets = head(inputs, 0, size), head(targets, 0, size)
+            inputs, targets = cut(program, inputs, 0, size), head(targets, 0, size)
         yield inputs, targets, size
         seen += size
-        if seen == limit:
+        if limit is not None and seen >= limit:
             return
     if not seen:
         raise PlanError(f"{who} looks at data: {EMPTY}")
@@ -73,3 +78,23 @@ def samples_of(
             f"the data of {who} end after {number} of {len(task.data)} batches; "
             "mend the loader, or give it the length it has"
         )
+
+
+def parts_of(
+    program: Program, who: str, inputs: Any, labels: Any, size: int, step: int
+) -> Iterator[tuple[Any, Any]]:
+    """A batch of `size` samples, as `samples_of` gives it, in parts of at most `step`.
+
+    Raises:
+        PlanError: The program runs batches of one size only.
+    """
+    if size <= step:
+        yield inputs, labels
+        return
+    if not batching_of(program, inputs).cuttable:
+        raise PlanError(
+            f"{who} runs samples one by one, and the program was captured for a batch of {size} "
+            "only; compile it with dynamic='batch', or give batches of one sample"
+        )
+    for start in range(0, size, step):
+        yield cut(program, inputs, start, start + step), head(labels, start, start + step)

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.arguments import Count, checked
-from fxcompress.calibrate.data import require_data, samples_of
-from fxcompress.calibrate.observe import check_nodes, check_repeats, runner
+from fxcompress.calibrate.data import parts_of, require_data, samples_of
+from fxcompress.calibrate.observe import check_nodes, check_repeats
+from fxcompress.calibrate.running import runner
 from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
 from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule, find_tensor, parameter_of
 from fxcompress.program import Program
 from fxcompress.state import forked
 from fxcompress.task import Task
-from fxcompress.train.batches import call, head
+from fxcompress.train.batches import call
 from fxcompress.train.quality import depends, loss_of
 
 Tap = Callable[[Tensor, Tensor], None]
@@ -69,7 +70,8 @@ def gradients(
         samples: How many samples at most; None for all.
 
     Raises:
-        PlanError: There are no data, labels or loss, the loss is not a finite scalar that depends
+        PlanError: There are no data, labels or loss, squares are asked for of a program that runs
+            whole batches only, the loss is not a finite scalar that depends
             on the parameters, or the program gives another output for the same batch.
     """
     task = require_data(program, who, labels=True)
@@ -83,8 +85,7 @@ def gradients(
                 with torch.no_grad():
                     check_repeats(program, inputs, who)
             step = 1 if squares else size
-            for start in range(0, size, step):
-                part, wanted = (head(each, start, start + step) for each in (inputs, labels))
+            for part, wanted in parts_of(program, who, inputs, labels, size, step):
                 recorder.add(task, part, wanted, step, squares)
             seen += size
     mean = {name: total / seen for name, total in recorder.sums.items()}

@@ -6,21 +6,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
 from fxcompress.arguments import Count, checked
+from fxcompress.calibrate.batching import FEW, batching_of, cut
 from fxcompress.calibrate.data import require_data, samples_of
+from fxcompress.calibrate.running import runner, tensors_of
 from fxcompress.errors import PlanError
-from fxcompress.graph import CapturedModule, clone_graph
-from fxcompress.masked import flat_inputs
 from fxcompress.program import Program
-from fxcompress.state import copies, forked, isolated
-from fxcompress.train.batches import call, head
+from fxcompress.state import copies, forked
+from fxcompress.train.batches import call
 from fxcompress.verify import distance
 
-FEW = 4
-"""Samples that are run twice to see whether the program repeats itself."""
 REPEATS = 1e-3
 """Two runs on one batch agree to this share of the largest output; far above rounding."""
 
@@ -85,49 +82,12 @@ def check_repeats(program: Program, inputs: Any, who: str) -> None:
         PlanError: It does.
     """
     task = require_data(program, who)
-    module, few = runner(program.module), head(inputs, 0, FEW)
-    first, second = (_tensors(call(module, task, copies(few))) for _ in range(2))
+    module = runner(program.module)
+    few = cut(program, inputs, 0, FEW) if batching_of(program, inputs).cuttable else inputs
+    first, second = (tensors_of(call(module, task, copies(few))) for _ in range(2))
     gap, _ = distance(second, first)
     if not gap <= REPEATS:
         raise PlanError(
             f"{who}: two runs on the same batch differ by {gap:.2g} (relative), so what it finds "
             "would be chance; take the randomness out of the model, or seed it in Task(forward=...)"
         )
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def runner(
-    source: CapturedModule,
-    visit: Callable[[fx.Node, Any], Any] = lambda _n, _value: None,
-) -> CapturedModule:
-    """A module to call as the task says, which shows the value of every node to `visit`.
-
-    It shares the tensors of `source`, but for copies of those that the graph writes to, and is in
-    evaluation mode. Where `visit` returns something,
-    that takes the value's place.
-    """
-    module = isolated(clone_graph(source).eval())
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        flat = flat_inputs(module, copies(args), copies(kwargs))
-        out = _Visitor(module, visit).run(*flat, enable_io_processing=False)
-        return module.graph.process_outputs(out)
-
-    module.forward = forward
-    return module
-
-
-class _Visitor(fx.Interpreter):
-    """Runs a graph, freeing each value after its last use, and shows every one."""
-
-    def __init__(self, module: CapturedModule, visit: Callable[[fx.Node, Any], Any]) -> None:
-        super().__init__(module)
-        self.visit = visit
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        instead = self.visit(n, value)
-        return value if instead is None else instead

@@ -13,8 +13,9 @@ from fxcompress.arguments import Count, checked
 from fxcompress.axes import Axes
 from fxcompress.calibrate.data import require_data, samples_of
 from fxcompress.calibrate.moments import Grams, lined, products
-from fxcompress.calibrate.observe import check_nodes, runner
+from fxcompress.calibrate.observe import check_nodes
 from fxcompress.calibrate.reads import Read
+from fxcompress.calibrate.running import runner
 from fxcompress.errors import PlanError
 from fxcompress.graph import CapturedModule
 from fxcompress.groups import ChannelGroup
