@@ -13,12 +13,16 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes, Expr, concat, product
+from fxcompress.axes import UNIT, Axes, Expr, concat, product
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
 from fxcompress.rules.schema import arguments, packet_of
 
 GATES = {"aten::gru": 3, "aten::lstm": 4, "aten::rnn_relu": 1, "aten::rnn_tanh": 1}
+STEPS = {f"{layer}_cell": gates for layer, gates in GATES.items()}
+"""The same layers, one step at a time, as a loop of the model's own runs them."""
+
+GATED = "gates of a recurrent layer"
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,34 @@ def _recurrent(ctx: Context, node: fx.Node) -> Output:
             start = (layer * directions + direction) * size
             _cell(ctx, node, cell, features, params[start : start + size])
         features = concat((output,) * directions)
-    ctx.barrier((batch, hidden, output), node, "gates of a recurrent layer")
+    ctx.barrier((batch, hidden, output), node, GATED)
     ctx.mark(node, ctx.factors(axes[:2]) | _any_loud(ctx, states))
     stacked = tuple(
         (ctx.fixed(layers * directions, node, "layers and directions"), batch, ctx.of(state)[2])
         for state in states
     )
     return ((*axes[:2], features), *stacked)
+
+
+@axis_rule(*STEPS)
+def _step(ctx: Context, node: fx.Node) -> Output:
+    """One step of one layer: inputs (b i) or (i), states (b h) or (h), of an LSTM two of them."""
+    named = arguments(node)
+    states = named["hx"] if isinstance(named["hx"], (tuple, list)) else (named["hx"],)
+    *batch, features = ctx.of(named["input"])
+    for state in states:
+        batch = list(ctx.broadcast([tuple(batch), ctx.of(state)[:-1]], node))
+    hidden = ctx.of(states[0])[-1]
+    for state in states[1:]:
+        ctx.unify(hidden, ctx.of(state)[-1], node)
+    samples = product(batch)
+    cell = _Cell(STEPS[packet_of(node)], hidden, hidden, samples, UNIT)
+    weights = [named[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    _cell(ctx, node, cell, features, [weight for weight in weights if weight is not None])
+    ctx.barrier((*batch, hidden), node, GATED)
+    ctx.mark(node, ctx.factors(batch) | _any_loud(ctx, states))
+    out = (*batch, hidden)
+    return (out,) * len(states) if packet_of(node) == "aten::lstm_cell" else out
 
 
 def _any_loud(ctx: Context, operands: Any) -> frozenset[Any]:
