@@ -195,7 +195,7 @@ def test_without_a_batch_norm_there_is_no_slimming() -> None:
     with pytest.raises(BudgetError, match=r"first \(no BatchNorm scales it\)"):
         SlimmingPruning(ratio=0.5).plan(program("mlp"))
     found = program("mlp")
-    with pytest.raises(PlanError, match="group first has no BatchNorm with a scale"):
+    with pytest.raises(PlanError, match="group first: it has no BatchNorm with a scale"):
         BatchNormScale().score(found, found.group("first"))
 
 

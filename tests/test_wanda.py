@@ -187,5 +187,5 @@ def test_pruning_by_an_expansion_needs_labels() -> None:
 
 
 def test_groups_without_a_batchnorm_have_no_expansion_of_norms() -> None:
-    with pytest.raises(PlanError, match=r"hidden has no BatchNorm to expand the loss in"):
+    with pytest.raises(PlanError, match=r"hidden \(it has no BatchNorm to expand the loss in"):
         fx.apply(labelled("flatten_head"), TaylorPruning(ratio=0.3, form="norms", exclude="conv.*"))
