@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sized
 from difflib import get_close_matches
 from typing import Any
@@ -19,6 +20,8 @@ def shown(value: object) -> str:
     if isinstance(value, Tensor):
         kind = str(value.dtype).removeprefix("torch.")
         return f"a tensor of shape {list(value.shape)}, {kind} on {value.device}"
+    if isinstance(value, os.PathLike):
+        return repr(os.fspath(value))
     if isinstance(value, _PLAIN):
         text = repr(value)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

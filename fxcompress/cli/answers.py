@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,10 @@ Tell = Callable[..., None]
 """``tell(text)`` or ``tell(text, share)``: what is going on, and how much of it is done."""
 
 _NARROW = 120
+INTERRUPTED = 130
+"""What shells say of a process that Ctrl-C ended."""
+TRACEBACK = "FXCOMPRESS_TRACEBACK"
+"""The environment variable that lets errors through as they are."""
 
 
 @dataclass(frozen=True)
@@ -46,32 +51,61 @@ def answer(work: Callable[[Tell], Answer], *, as_json: bool) -> None:
     With JSON, whatever else is printed meanwhile goes to stderr; an error becomes
     ``{"error": {"kind", "message"}}`` as well as a message there.
 
+    Nothing is traced: what nobody expected is told as a fault, with how to see where it lies.
+
     Raises:
-        typer.Exit: With code 1, if the work or a gate of it failed.
+        typer.Exit: With code 1, if the work or a gate of it failed; 130 for an interruption.
     """
     elsewhere = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     try:
         with elsewhere, progress() as tell:
             done = work(tell)
-    except (FxCompressError, OSError) as error:
+        text = json.dumps(done.data, indent=2) if as_json else ""
+    except (typer.BadParameter, typer.Exit, typer.Abort):  # wrong usage has words of its own
+        raise
+    except BaseException as error:
+        if os.environ.get(TRACEBACK):
+            raise
         _complain(error, as_json)
-        raise typer.Exit(1) from error
-    if as_json:
-        sys.stdout.write(json.dumps(done.data, indent=2) + "\n")
-    else:
-        _console(stderr=False).print(done.view)
+        raise typer.Exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1) from error
+    with piped():
+        if as_json:
+            sys.stdout.write(text + "\n")
+        else:
+            _console(stderr=False).print(done.view)
+        sys.stdout.flush()
     if done.failed:
         _console(stderr=True).print(Text(f"failed: {done.failed}"), soft_wrap=True)
         raise typer.Exit(1)
 
 
-def _complain(error: Exception, as_json: bool) -> None:
-    kind, message = type(error).__name__, str(error)
+@contextmanager
+def piped() -> Iterator[None]:
+    """Where nobody reads what is printed any more, the command ends with code 1 and no words."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        raise typer.Exit(1) from None
+
+
+def _complain(error: BaseException, as_json: bool) -> None:
+    kind, message = type(error).__name__, _message(error)
     if as_json:
         said = {"error": {"kind": kind, "message": message}}
-        sys.stdout.write(json.dumps(said, indent=2) + "\n")
+        with piped():
+            sys.stdout.write(json.dumps(said, indent=2) + "\n")
+            sys.stdout.flush()
     text = Text.assemble((f"{kind}: ", "bold red"), message)
     _console(stderr=True).print(text, soft_wrap=True)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; files are as they were, or whole"
+    if isinstance(error, FxCompressError | OSError):
+        return str(error)
+    return f"{error}: a fault of fxcompress or of a package; {TRACEBACK}=1 shows where it lies"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -111,11 +112,9 @@ def demo(
     json: options.Json = False,
 ) -> None:
     """Train a small net on digits, halve its FLOPs, recover, export, check and time it."""
-    base = QUICK if quick else Settings()
-    settings = Settings(**{**vars(base), "seed": seed})
 
     def work(tell: Tell) -> Answer:
-        result = run(out, settings, tell)
+        result = run(out, replace(QUICK if quick else Settings(), seed=seed), tell)
         return Answer(result.to_dict(), result)
 
     answer(work, as_json=json)

@@ -45,7 +45,7 @@ class Sizes:
         """
         names = ("flops", "macs", "params", "bytes")
         asked: dict[str, Any] = {
-            name: _number(getattr(self, name)) for name in names if getattr(self, name)
+            name: _number(getattr(self, name)) for name in names if getattr(self, name) is not None
         }
         if (self.everywhere or self.exact) and not asked:
             flag = "--exact" if self.exact else "--global"
@@ -61,7 +61,7 @@ class Sizes:
         if self.ratio is not None:
             found["ratio"] = self.ratio
         if self.round_to is not None:
-            found["round_to"] = int(self.round_to) if self.round_to.isdigit() else self.round_to
+            found["round_to"] = int(self.round_to) if self.round_to.isdecimal() else self.round_to
         for name in ("include", "exclude", "dims"):
             if getattr(self, name):
                 found[name] = tuple(getattr(self, name))
@@ -122,10 +122,12 @@ def _parsed(text: str) -> tuple[Callable[..., Pass], dict[str, Any]]:
 def _literals(options: str, text: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"dict({options})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        values = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
-    except (SyntaxError, ValueError) as error:
+        keywords = call.keywords if isinstance(call, ast.Call) else []
+        values = {str(each.arg): ast.literal_eval(each.value) for each in keywords}
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise typer.BadParameter(f"{text!r}: {error}; {_MANNER}") from error
+    if not isinstance(call, ast.Call):
+        raise typer.BadParameter(f"{text!r}: there is more than options; {_MANNER}")
     if call.args:
         raise typer.BadParameter(f"{text!r}: every option needs its name; {_MANNER}")
     return values
@@ -150,6 +152,6 @@ def _spelled(options: Mapping[str, Any]) -> list[str]:
 def _number(text: str) -> float | int:
     """A share or an absolute number; only the latter is an int above 1."""
     try:
-        return int(text) if text.isdigit() else float(text)
+        return int(text) if text.isdecimal() else float(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is no number; give 0.5, or 1000000") from error

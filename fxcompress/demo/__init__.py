@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from fxcompress.arguments import Checked, Count, Interval
 from fxcompress.budget import Budget
 from fxcompress.compiler import compile
 from fxcompress.demo.digits import Digits, accuracy, digits
@@ -36,7 +38,7 @@ Tell = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """How much of everything.
 
     Attributes:
@@ -48,12 +50,12 @@ class Settings:
         seed: For the split, the weights and the order of the images.
     """
 
-    epochs: int = 12
-    recovery: int = 4
-    flops: float = 0.5
-    batch: int = 16
-    rounds: int = 200
-    seed: int = 0
+    epochs: Count = 12
+    recovery: Count = 4
+    flops: Annotated[float, Interval("(0, 1]")] = 0.5
+    batch: Count = 16
+    rounds: Annotated[int, Interval("[2, 1000000]")] = 200
+    seed: Annotated[int, Interval("[0, 4294967296)")] = 0
 
 
 QUICK = Settings(epochs=2, recovery=1, rounds=20)

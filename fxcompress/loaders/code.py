@@ -58,7 +58,7 @@ def called(spec: str) -> Any:
         function = _function(module, name, spec)
         try:
             return function()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise LoadError(f"calling {spec} without arguments failed: {_said(error)}") from error
 
 
@@ -85,7 +85,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickling look their module up
     try:
         found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise LoadError(f"running {path} failed: {_said(error)}") from error
     return module
@@ -100,7 +100,7 @@ def _import_module(name: str) -> ModuleType:
         raise LoadError(
             f"there is no module {error.name!r} here or installed; for a file write file.py:factory"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"importing {name} failed: {_said(error)}") from error
 
 
@@ -119,7 +119,7 @@ def _shape_of(value: object) -> str:
     return type(value).__name__
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """An error with the user's line it comes from."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:

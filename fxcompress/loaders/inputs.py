@@ -56,7 +56,7 @@ def parse_inputs(specs: Sequence[str], seed: Seed = 0) -> Arguments:
                 "attention_mask=2x16:int64"
             )
         shape = tuple(int(size) for size in found["shape"].split("x"))
-        value = example(shape, _dtype(found["dtype"] or "float32", spec), generator)
+        value = _made(shape, _dtype(found["dtype"] or "float32", spec), generator, spec)
         if found["name"]:
             kwargs[found["name"]] = value
         else:
@@ -73,6 +73,16 @@ def example(
     if dtype.is_floating_point:
         return torch.randn(tuple(shape), generator=generator).to(dtype)
     return torch.randint(below, tuple(shape), generator=generator, dtype=dtype)
+
+
+def _made(
+    shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator, spec: str
+) -> Tensor:
+    try:
+        return example(shape, dtype, generator)
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise LoadError(f"the input {spec!r} cannot be made: {reason}") from error
 
 
 def _dtype(name: str, spec: str) -> torch.dtype:
