@@ -91,7 +91,7 @@ def test_what_the_plan_says_is_what_the_dense_graph_gives(name: str) -> None:
     check = checked(dense, plan, done.module)
     assert check.ok
     assert check.compared
-    assert check.kind == KINDS.get(name, check.kind) != "runs"
+    assert check.kind == KINDS.get(name, check.kind)
     assert check.max_relative_error is not None
     assert check.max_relative_error <= ROUNDING
 
