@@ -22,9 +22,10 @@ from fxcompress.export.exportable import (
     inputs_of,
     run_module,
 )
+from fxcompress.export.extremes import Extremes
 from fxcompress.export.onnx import describe
 from fxcompress.export.runtime import open_session
-from fxcompress.export.samples import drawn, other_sizes
+from fxcompress.export.samples import drawn
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,17 @@ def check(
     """Compare a file, run by onnxruntime with its optimisations on, with the program in torch.
 
     The inputs are the program's example, then random ones of the same dtypes and ranges, the last
-    of them at other sizes where dimensions may vary. An output passes if ``max|a - b|`` is at most
-    ``rtol`` of ``max|a|``, or at most ``atol``; integers and flags must be equal.
+    of them at other sizes where dimensions may vary; then, for every free dimension of a compiled
+    program, the ends of its range. A very large end is clipped, and a note says so. An output
+    passes if ``max|a - b|`` is at most ``rtol`` of ``max|a|``, or at most ``atol``; integers and
+    flags must be equal.
 
     Args:
         path: The ONNX file.
         program: What it was exported from; run on the CPU, in evaluation mode.
         rtol: Instead of the tolerance for the program's least precise dtype (1e-4 in float32).
         atol: The same for the absolute difference (1e-8 in float32).
-        samples: How many inputs, the example being the first.
+        samples: How many inputs beside the ends, the example being the first; 1 tries no other.
         seed: For the random ones.
         raise_on_failure: Give the failed result back instead of raising.
 
@@ -131,10 +134,11 @@ def check(
     compared: list[InputCheck] = []
     blame: Blame | None = None
     zero: set[str] | None = None
+    extremes = Extremes.of(program.module, inputs)
     with inference_module(program) as module:
         state = [*module.parameters(), *module.buffers(), *inputs.tensors]
         allowed = tolerance_for(state, rtol, atol)
-        for label, tensors in _cases(inputs, samples, seed):
+        for label, tensors in _cases(inputs, extremes, samples, seed):
             expected = run_module(module, inputs, tensors)
             errors = errors_of(session, file, tensors, expected, allowed)
             compared.append(InputCheck(label, errors))
@@ -146,15 +150,21 @@ def check(
     notes = tuple(
         f"{name} is zero on every input: agreeing there proves little" for name in zero or ()
     )
+    notes += tuple(extremes.notes()) if samples > 1 else ()
     result = CheckResult(file.path, tuple(compared), allowed.relative, blame, notes)
     if raise_on_failure and not result.ok:
         raise VerificationError(str(result))
     return result
 
 
-def _cases(inputs: Inputs, samples: int, seed: int) -> Iterator[tuple[str, Sequence[Tensor]]]:
+def _cases(
+    inputs: Inputs, extremes: Extremes, samples: int, seed: int
+) -> Iterator[tuple[str, Sequence[Tensor]]]:
     yield "example", inputs.tensors
-    for draw in range(1, samples):
-        sizes = other_sizes(inputs) if draw == samples - 1 else {}
+    if samples == 1:
+        return
+    usual: list[dict[str, int]] = [{}] * (samples - 2) + [extremes.neighbours()]
+    ends = [sizes for sizes in extremes.ends() if sizes not in usual]
+    for draw, sizes in enumerate([*usual, *ends], start=1):
         label = ", ".join(["random", *(f"{name}={size}" for name, size in sizes.items())])
         yield label, drawn(inputs, sizes, seed + draw)

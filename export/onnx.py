@@ -195,10 +195,14 @@ def _traced(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     """
     sizes = {label: max(2, size) for label, size in inputs.sizes().items()}
     tensors = tuple(resized(inputs, sizes))
+    shapes: tuple[Any, ...] = _dynamic_shapes(inputs)
+    interface = getattr(module, "interface", None)
+    if interface is not None and any(one.equals for one in interface.sizes.values()):
+        # Of dimensions that follow from others torch finds the relation itself, or refuses.
+        free = torch.export.Dim.DYNAMIC
+        shapes = tuple(named and dict.fromkeys(named, free) for named in shapes)
     try:
-        return torch.export.export(
-            _Flat(module, inputs), tensors, dynamic_shapes=(_dynamic_shapes(inputs),)
-        )
+        return torch.export.export(_Flat(module, inputs), tensors, dynamic_shapes=(shapes,))
     except Exception as error:  # torch.export raises whatever the traced code raised
         raise ExportError(f"torch.export refuses the program: {essential_reason(error)}") from error
 

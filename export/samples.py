@@ -43,14 +43,6 @@ def drawn(inputs: Inputs, sizes: Mapping[str, int], seed: int) -> list[Tensor]:
     return [draws.drawn_like(tensor, generator) for tensor in resized(inputs, sizes)]
 
 
-def other_sizes(inputs: Inputs) -> dict[str, int]:
-    """For each named dimension a size that is not the example's, and no larger if that can be.
-
-    A smaller one cannot run off a table of positions; below 2 there is none that is general.
-    """
-    return {label: size - 1 if size > 2 else size + 1 for label, size in inputs.sizes().items()}
-
-
 def made_up(declared: Sequence[Any], seed: int) -> tuple[Tensor, ...]:
     """Inputs for a file alone: normal floats and ones, at size 1 where a dimension may vary.
 

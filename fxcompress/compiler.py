@@ -169,6 +169,8 @@ def _first_report(program: Program, captured: Captured) -> Report:
     cost = program.cost()
     coupling = program.analysis.coupling
     fixed = any(not axes for axes in program.dynamic)
+    taken = program.module.interface
+    assert taken is not None
     return Report(
         model=captured.source,
         params=Change(cost.params, cost.params),
@@ -191,8 +193,10 @@ def _first_report(program: Program, captured: Captured) -> Report:
         probed=coupling.probed,
         failed=coupling.failed,
         dynamic=tuple(program.dynamic),
-        static="the model fixes the size of an input" if fixed else None,
         training=captured.notes,
+        static=(taken.note or "the model fixes the size of an input") if fixed else None,
+        ranges={name: str(size) for name, size in taken.sizes.items()},
+        relations=taken.conditions,
     )
 
 

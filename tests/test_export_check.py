@@ -16,8 +16,9 @@ from fxcompress.errors import ExportError, VerificationError
 from fxcompress.export import CheckResult, Example, blame, check, to_onnx
 from fxcompress.export.compare import Tolerance, distances
 from fxcompress.export.exportable import inputs_of
+from fxcompress.export.extremes import Extremes
 from fxcompress.export.runtime import open_session
-from fxcompress.export.samples import drawn, other_sizes
+from fxcompress.export.samples import drawn
 
 BATCHED = ({0: "batch"},)
 LOOSE = Tolerance(1e-4, 1e-8)
@@ -87,7 +88,7 @@ def test_random_inputs_keep_dtypes_ranges_and_follow_the_seed() -> None:
 @pytest.mark.parametrize(("size", "other"), [(1, 2), (2, 3), (3, 2), (64, 63)])
 def test_other_sizes_differ_and_avoid_one(size: int, other: int) -> None:
     program = Example(nn.Identity(), (torch.zeros(size, 2),), {}, BATCHED)
-    assert other_sizes(inputs_of(program)) == {"batch": other}
+    assert Extremes(inputs_of(program), None).neighbours() == {"batch": other}
 
 
 def test_a_constant_example_still_gives_random_inputs() -> None:

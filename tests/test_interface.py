@@ -26,6 +26,7 @@ from nets_branching import (
     KINDS,
     ONES,
     VALUES,
+    Bounded,
     OnBatch,
     OnBoth,
     OnDtype,
@@ -234,3 +235,28 @@ def test_the_door_stays_out_of_the_way_of_tracing(dynamic: Any) -> None:
     assert again.module()(normal(7, 4)).shape == (7, 4)
     traced = torch.fx.symbolic_trace(program.module)
     assert traced(normal(3, 4)).shape == (3, 4)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_a_model_states_of_values_is_still_checked(saved: bool, tmp_path: Path) -> None:
+    half = fx.passes.MagnitudePruning(ratio=0.5)
+    program: Any = fx.compile(
+        Bounded().double(), (torch.full((5, 4), 0.1).double(),), passes=[half]
+    )
+    program = _saved(program, tmp_path) if saved else program
+    assert program(torch.full((5, 4), 0.15).double()).shape == (3, 4)
+    with pytest.raises(RuntimeError, match="<= 3"):
+        program(torch.full((5, 4), 0.25).double())
+
+
+def test_the_report_says_how_far_each_free_axis_goes() -> None:
+    program = fx.compile(OnBatch("from", 6), (normal(3, 4),))
+    assert program.report.ranges == {"batch": "1 to 5"}
+    assert "batch: 1 to 5" in str(program)
+    program = fx.compile(OnBatch("multiple", 3), (normal(3, 4),))
+    assert program.report.relations == ("batch % 3 == 0",)
+    assert "batch % 3 == 0" in str(program)
+    program = fx.compile(OnOne("branch"), (normal(3, 4),))
+    assert "2 or more (the model computes otherwise at batch 1)" in str(program)
+    single = fx.compile(OnOne("branch"), (normal(1, 4),))
+    assert single.report.static == "the model computes otherwise at batch 1"

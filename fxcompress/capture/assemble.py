@@ -1,10 +1,9 @@
-"""From an exported program to a module of ours: own tensors, no assertions, no regions."""
+"""From an exported program to a module of ours: own tensors, no bookkeeping, no regions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
@@ -21,15 +20,9 @@ from fxcompress.graph import (
 from fxcompress.tensors import in_place_of
 
 _ASSERTIONS = {
+    # Of dtype and device: the first follow from those of the inputs, which every call checks, the
+    # second move with the program. Assertions on values are part of the program.
     aten._assert_tensor_metadata.default,
-    aten._assert_scalar.default,
-    aten._assert_async.default,
-    aten._assert_async.msg,
-    aten._functional_assert_async.msg,
-    aten._functional_assert_scalar.default,
-    aten.sym_constrain_range.default,
-    aten.sym_constrain_range_for_size.default,
-    torch._assert,
 }
 _KEPT_META = ("val", "stack_trace", "nn_module_stack")
 

@@ -277,7 +277,9 @@ def _implied(text: str, ranges: Mapping[str, SizeRange]) -> bool:
             ends = [one.low, 2 * abs(edge) + one.low + 2 if one.high is None else one.high]
             return all(holds({name: end}) for end in ends)
         case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
-            return ast.unparse(left) == ast.unparse(right)
+            sides = ast.unparse(left), ast.unparse(right)
+            known = [ranges[side].equals for side in sides if side in ranges]
+            return sides[0] == sides[1] or any(one in sides for one in known)
     return False
 
 

@@ -56,6 +56,11 @@ _INTERNAL = (
     "_weight_norm _weight_norm_interface"
 )
 """Operators with an underscore that graphs of real models hold, and that check their arguments."""
+_ASSERTIONS = (
+    "_assert_async _assert_scalar _assert_tensor_metadata _functional_assert_async "
+    "_functional_assert_scalar sym_constrain_range sym_constrain_range_for_size"
+)
+"""Operators that raise where the inputs are not what the graph was captured for."""
 _TYPES = frozenset({"Tensor", "int", "bool", "float", "number", "str", "Device", "Generator"})
 _RETURNS = frozenset({"Tensor", "int", "bool", "float", "number"})
 _WRAPPED = re.compile(r"(?:Optional|List)\[(.*)\]")
@@ -91,11 +96,21 @@ def function_named(name: str, allow: Collection[str] = ()) -> Callable[..., Any]
     return operator
 
 
+def asserts(operator: object) -> bool:
+    """Whether an operator of ATen only raises where a condition does not hold."""
+    if not isinstance(operator, OpOverload):
+        return False
+    namespace, _, base = operator._schema.name.partition("::")
+    return namespace == "aten" and base in _ASSERTIONS.split()
+
+
 @cache
 def only_computes(operator: OpOverload) -> bool:
     """Whether an operator of ATen computes values from values, and checks what it is given."""
     schema = operator._schema
     base = schema.name.partition("::")[2]
+    if asserts(operator):
+        return True
     internal = base.startswith("_") or bool(set(base.split("_")) & set(_TRUSTING.split()))
     if internal and base not in _INTERNAL.split():
         return False

@@ -127,6 +127,8 @@ class Report:
         dynamic: For each tensor input, its free axes by name.
         static: Why the batch is not free, if it is not.
         training: In which ways the program does not train as the model does.
+        ranges: The sizes that each free axis may have, by its name.
+        relations: What else has to hold between them.
     """
 
     model: str = ""
@@ -145,6 +147,8 @@ class Report:
     dynamic: tuple[Mapping[int, str], ...] = ()
     static: str | None = None
     training: tuple[str, ...] = ()
+    ranges: Mapping[str, str] = field(default_factory=dict)
+    relations: tuple[str, ...] = ()
 
     @property
     def verification(self) -> Check | None:

@@ -111,6 +111,15 @@ svg { max-width: 100%; height: auto; }
 {% endfor -%}
 </ul>
 {% endif -%}
+{% if report.ranges -%}
+<h2>Sizes of the free axes</h2>
+<ul>
+{% for name, sizes in report.ranges.items() %}<li>{{ name }}: {{ sizes }}</li>
+{% endfor -%}
+{% for relation in report.relations %}<li>{{ relation }}</li>
+{% endfor -%}
+</ul>
+{% endif -%}
 {% if report.static %}<p>The batch is fixed: {{ report.static }}</p>
 {% endif -%}
 {% if report.training -%}

@@ -107,6 +107,13 @@ def _closing_lines(report: Report) -> Iterator[str]:
     axes = [f"{axis} ({name})" for free in report.dynamic for axis, name in sorted(free.items())]
     if axes:
         yield f"free input axes: {', '.join(dict.fromkeys(axes))}"
+    ranges = [f"{name}: {sizes}" for name, sizes in report.ranges.items()]
+    if ranges:
+        yield "sizes of the free axes:"
+        yield from _listed(ranges, len(ranges))
+    if report.relations:
+        yield "relations between these sizes:"
+        yield from _listed(report.relations, len(report.relations))
     if report.static:
         yield f"the batch is fixed: {report.static}"
     if report.training:
