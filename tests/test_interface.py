@@ -237,8 +237,7 @@ def test_the_door_stays_out_of_the_way_of_tracing(dynamic: Any) -> None:
     assert traced(normal(3, 4)).shape == (3, 4)
 
 
-@pytest.mark.parametrize("saved", [False, True])
-def test_what_a_model_states_of_values_is_still_checked(saved: bool, tmp_path: Path) -> None:
+def test_what_a_model_states_of_values_is_still_checked() -> None:
     half = fx.passes.MagnitudePruning(ratio=0.5)
     program: Any = fx.compile(
         Bounded().double(), (torch.full((5, 4), 0.1).double(),), passes=[half]
