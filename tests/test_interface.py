@@ -242,7 +242,6 @@ def test_what_a_model_states_of_values_is_still_checked() -> None:
     program: Any = fx.compile(
         Bounded().double(), (torch.full((5, 4), 0.1).double(),), passes=[half]
     )
-    program = _saved(program, tmp_path) if saved else program
     assert program(torch.full((5, 4), 0.15).double()).shape == (3, 4)
     with pytest.raises(RuntimeError, match="<= 3"):
         program(torch.full((5, 4), 0.25).double())
