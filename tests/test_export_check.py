@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -168,7 +169,8 @@ _OPEN = open_session
 
 def _patch_check(patch: pytest.MonkeyPatch) -> None:
     """`fxcompress.export.check` is the function; its module is reached through its globals."""
-    patch.setitem(check.__globals__, "open_session", lambda path: _Shifted(_OPEN(path)))
+    own = inspect.unwrap(check).__globals__
+    patch.setitem(own, "open_session", lambda path: _Shifted(_OPEN(path)))
 
 
 def test_a_file_that_fails_at_another_batch_is_wrong(tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ def test_another_number_of_inputs_is_refused(file: Path) -> None:
 
 
 def test_no_samples_are_refused(file: Path) -> None:
-    with pytest.raises(ExportError, match="samples=0"):
+    with pytest.raises(ExportError, match="samples must be an int"):
         check(file, linear(), samples=0)
 
 
