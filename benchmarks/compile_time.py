@@ -27,6 +27,7 @@ from outcome import CONSOLE, tabled, written  # noqa: E402
 from subjects import SUBJECTS  # noqa: E402
 
 from fxcompress.export.machine import this_machine  # noqa: E402
+from fxcompress.files import write_text  # noqa: E402
 
 MOST_TIME, MOST_MEMORY = 1.0, 2.5
 MEMORY = ("memory-export", "memory-compile")
@@ -171,7 +172,7 @@ def main() -> None:
 def _keep(results: Mapping[str, Found], path: Path) -> None:
     """What has been measured so far; the next run goes on from there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"models": results}, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({"models": results}, indent=1) + "\n")
 
 
 def _told(name: str, run: str, limit: float) -> dict[str, Any]:

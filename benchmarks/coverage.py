@@ -34,6 +34,7 @@ from coverage_run import Runs  # noqa: E402
 from coverage_table import page, summary  # noqa: E402
 
 from fxcompress.export.machine import this_machine  # noqa: E402
+from fxcompress.files import write_text  # noqa: E402
 
 
 def zoo_folder() -> Path:
@@ -78,7 +79,7 @@ def main() -> None:
     ]
     everything = {name: runs.records[name] for name in _zoo_names(folder) if name in runs.records}
     theirs = known_reductions(folder)
-    options.table.write_text(page(everything, theirs, facts), encoding="utf-8")
+    write_text(options.table, page(everything, theirs, facts))
     print("\n".join(summary(everything, theirs)))
     print(f"written to {options.table}")
 

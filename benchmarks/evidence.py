@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fxcompress.export.machine import this_machine
+from fxcompress.files import write_text, written
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
@@ -125,7 +126,7 @@ def page(path: Path, title: str, words: str, sections: Mapping[str, str]) -> Non
     parts = [f"# {title}", words]
     parts += [f"## {name}\n\n{body}" for name, body in sections.items()]
     parts.append(f"Made by `{command}` on {machine.cpu} ({machine.cores} cores), {versions}.")
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(parts) + "\n")
     print(f"written to {path}")
 
 
@@ -159,5 +160,6 @@ def plot(
     figure.legend(handles.values(), handles.keys(), loc="center left",
                   bbox_to_anchor=(1 - 2.1 / width, 0.5), fontsize=8, frameon=False)  # fmt: skip
     figure.tight_layout(rect=(0, 0, 1 - 2.2 / width, 1))
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    with written(path) as draft:
+        figure.savefig(draft, dpi=130, bbox_inches="tight")
     pyplot.close(figure)

@@ -28,6 +28,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import fxcompress as fx
 from fxcompress import passes
+from fxcompress.files import write_text
 
 NETS, LAYERS, CALIBRATION = 10, ("fc0", "fc1", "fc2"), 2000
 WIDTHS = {
@@ -247,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         {**sections(known), **_refusals(refused)},
     )
     content = {"points": POINTS, "widths": WIDTHS, "published": PUBLISHED, "methods": found}
-    (DOCS / "fashion_mnist.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(DOCS / "fashion_mnist.json", json.dumps(content, indent=1) + "\n")
     curves = {
         name: [(10.0 * step, value) for step, value in enumerate(figures["mean"])]
         for name, figures in known.items()

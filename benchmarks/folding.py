@@ -30,6 +30,7 @@ from evidence import DOCS, Points, page, plot, shared, table  # noqa: E402
 from resnet_run import Varied  # noqa: E402
 
 import fxcompress as fx  # noqa: E402
+from fxcompress.files import write_text  # noqa: E402
 from fxcompress.passes import Folding, MagnitudePruning, RecalibrateBatchNorm  # noqa: E402
 from fxcompress.passes.folding_clusters import kmeans, special  # noqa: E402
 from fxcompress.train import evaluate  # noqa: E402
@@ -230,7 +231,7 @@ def main() -> None:
     picture = {"Curves": f"![errors and accuracy]({wanted.out.name}.png)"}
     page(wanted.out.with_suffix(".md"), "Folding against pruning", words, body | picture)
     records = json.dumps(list(points.known.values()), indent=1)
-    wanted.out.with_suffix(".json").write_text(records + "\n", encoding="utf-8")
+    write_text(wanted.out.with_suffix(".json"), records + "\n")
 
 
 if __name__ == "__main__":

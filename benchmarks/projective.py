@@ -32,6 +32,7 @@ from evidence import DOCS, HERE, Points, page, plot, table
 from torch import Tensor
 
 from fxcompress.elimination import Elimination, Vectors, eliminate
+from fxcompress.files import write_text
 
 SIZES, TIMES, LAM = (256, 1024, 4096), (1, 4), 1e-3
 SAMPLE = 16
@@ -270,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         how=how, threads=args.threads, rounds=args.rounds, long=LONG, whole=WHOLE, sample=SAMPLE
     )
     page(DOCS / "projective.md", "Time of a greedy elimination", words, sections(found))
-    (DOCS / "projective.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_text(DOCS / "projective.json", json.dumps(found, indent=1) + "\n")
     panels = {
         f"m = {k} n": {
             way: [

@@ -34,6 +34,8 @@ from resnet_run import (
     Run,
 )
 
+from fxcompress.files import write_text
+
 OWN = "least squares"
 """How the names of our own method's settings begin."""
 TEST = {"resnet20": 5000, "resnet56": 2000}
@@ -158,7 +160,7 @@ def write(points: Points, benches: Sequence[Bench], out: Path) -> None:
     page(out.with_suffix(".md"), "Pruned ResNets on CIFAR-10", words, body | pictures)
     records = [r for r in points.known.values() if any(_is_of(r, bench) for bench in benches)]
     text = json.dumps(records, indent=1)
-    out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    write_text(out.with_suffix(".json"), text + "\n")
 
 
 def main() -> None:

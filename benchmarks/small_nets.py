@@ -26,6 +26,7 @@ from methods import METHODS
 from torch import Tensor, nn
 
 import fxcompress as fx
+from fxcompress.files import write_text
 from fxcompress.passes import RecalibrateBatchNorm
 from fxcompress.train import evaluate
 
@@ -194,7 +195,7 @@ def write(points: Points, wanted: argparse.Namespace) -> None:
     picture = {"Curves": f"![accuracy]({wanted.out.name}.png)"}
     page(wanted.out.with_suffix(".md"), "Two small nets, method by method", words, body | picture)
     records = json.dumps(list(points.known.values()), indent=1)
-    wanted.out.with_suffix(".json").write_text(records + "\n", encoding="utf-8")
+    write_text(wanted.out.with_suffix(".json"), records + "\n")
 
 
 def _failures(points: Points, name: str) -> str:

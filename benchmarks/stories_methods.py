@@ -34,6 +34,7 @@ from stories_llama import cross_entropy, logits
 
 import fxcompress as fx
 from fxcompress import passes
+from fxcompress.files import write_text
 from fxcompress.passes import LeastSquares, Magnitude, Selection, StructuredPass
 
 HELD, CALIBRATION, BATCH = 50, 48, 16
@@ -219,7 +220,7 @@ def _write(bench: Bench, found: Mapping[str, Mapping[str, Any]], dense: float, h
     content = {"dense": dense, "held": held, "tokens": bench.tokens, "points": POINTS,
                "methods": found}  # fmt: skip
     text = json.dumps(content, indent=1) + "\n"
-    (DOCS / "stories_methods.json").write_text(text, encoding="utf-8")
+    write_text(DOCS / "stories_methods.json", text)
     plot(DOCS / "stories_methods.png", panels, x="removed, %", y="perplexity", log=True)
 
 

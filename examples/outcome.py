@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fxcompress.export import BenchmarkResult
+from fxcompress.files import write_text
 
 _WIDTH = 160
 CONSOLE = Console(width=None if os.isatty(1) else _WIDTH)
@@ -46,8 +47,8 @@ def written(
     path.parent.mkdir(parents=True, exist_ok=True)
     page, data = path.with_suffix(".md"), path.with_suffix(".json")
     lines = [line for table in tables for line in _markdown(table)]
-    page.write_text("\n".join([*lines, *(f"- {note}" for note in notes), ""]), encoding="utf-8")
-    data.write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
+    write_text(page, "\n".join([*lines, *(f"- {note}" for note in notes), ""]))
+    write_text(data, json.dumps(facts, indent=1, default=str) + "\n")
     CONSOLE.print(f"written to {page} and {data}", highlight=False)
     return page, data
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import resource
 import socket
 import stat
@@ -343,3 +344,18 @@ def test_the_error_says_what_and_can_be_sent_to_another_process() -> None:
 def test_a_killed_writer_leaves_the_old_result_or_the_new_one(tmp_path: Path) -> None:
     seen = kill(3 * len(WRITERS), 0, tmp_path)
     assert sum(one.total() - one["left a draft"] for one in seen.values()) == 3 * len(WRITERS)
+
+
+WRITES = re.compile(
+    r"write_text\(|write_bytes\(|savefig\(|save_(file|model)\(|os\.replace|mkstemp|NamedTemporary"
+    r"|\bopen\([^)]*[\"'][wax]b?\+?[\"']|torch\.save\("
+)
+
+
+def test_nothing_in_the_package_writes_past_the_writer(repository: Path) -> None:
+    for folder in ("fxcompress", "passes", "export"):
+        for path in (repository / folder).rglob("*.py"):
+            for line in path.read_text().splitlines():
+                found = WRITES.search(line)
+                ours = re.search(r"(?<!\.)\bwrite_(text|bytes)\(|def |draft|part\b|\bstream\b", line)
+                assert not found or ours, f"{path.name}: {line.strip()}"
