@@ -79,10 +79,10 @@ def _written_part(part: Path, tensors: Tensors) -> str:
     return named_by_content(part, f"{part.stem}-{{}}.safetensors").name
 
 
-def _save(tensors: Tensors, path: Path, header: dict[str, str]) -> None:
+def _save(tensors: Tensors, draft: Path, header: dict[str, str]) -> None:
     """Write a safetensors file; its library has an error of its own for a full disk."""
     try:
-        save_file(dict(tensors), path, header)
+        save_file(dict(tensors), draft, header)
     except SafetensorError as error:
         raise disk_error(error) from error
 
