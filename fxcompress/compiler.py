@@ -23,6 +23,7 @@ from fxcompress.report import Change, FrozenGroup, GroupChange, PassRun, Report,
 from fxcompress.rewrite import Kept, rewrite
 from fxcompress.sparsity import masks_after
 from fxcompress.task import Task, as_task
+from fxcompress.tensors import has_values
 from fxcompress.verify import verify as verify_pass
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def apply(program: Program, one: Pass, *, verify: bool = True) -> Program:
         VerificationError: The result is not what it must be.
     """
     start = time.perf_counter()
-    plan = one.plan(program)
+    plan = _planned(program, one)
     if not isinstance(plan, Plan):
         raise PlanError(f"{one!r} returned {type(plan).__name__}; plan(program) must return a Plan")
     coupling = program.analysis.coupling
@@ -145,6 +146,19 @@ def apply(program: Program, one: Pass, *, verify: bool = True) -> Program:
     )
     run = PassRun(repr(one), seconds, (*plan.notes, *lost))
     return replace(new, report=_next_report(program, new, plan, run, checks))
+
+
+def _planned(program: Program, one: Pass) -> Plan:
+    """The pass's plan; on the meta device only passes that look at no value have one."""
+    try:
+        return one.plan(program)
+    except (NotImplementedError, RuntimeError) as error:
+        if has_values(program.module):
+            raise
+        raise PlanError(
+            f"{one!r} looks at the values of parameters, and on the meta device there are none; "
+            "load the weights first, or use a pass that looks at none, such as RandomPruning"
+        ) from error
 
 
 def _composed(before: Kept, now: Kept, mixed: frozenset[str]) -> Kept:

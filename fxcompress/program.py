@@ -16,7 +16,7 @@ from fxcompress.ambient import sealed
 from fxcompress.arguments import FilePath, checked
 from fxcompress.cost import Cost, CostModel, cost_model
 from fxcompress.coupling import couple
-from fxcompress.errors import LoadError, PlanError, WriteBackError
+from fxcompress.errors import FxCompressError, LoadError, PlanError, WriteBackError
 from fxcompress.explain import explain_groups, explain_path, matching_groups, shared_groups
 from fxcompress.finalize import finalize
 from fxcompress.graph import CapturedModule, clone_graph
@@ -25,7 +25,7 @@ from fxcompress.plan import Pattern, Plan
 from fxcompress.report import Report
 from fxcompress.sparsity import Masks, Zeros, current_masks
 from fxcompress.task import Task
-from fxcompress.tensors import names_of, replace_tensor, state_digest
+from fxcompress.tensors import has_values, names_of, replace_tensor, state_digest
 from fxcompress.validate import check_values
 from fxcompress.writeback import write_back
 
@@ -222,6 +222,11 @@ class Program:
                 module whose class is not `fxcompress.io.saveable`.
             WriteError: The disk refuses, or something that is not ours is in the way.
         """
+        if not has_values(self.module):
+            raise FxCompressError(
+                "the program's parameters are on the meta device, which holds no values to save; "
+                "load the weights first and compile again"
+            )
         io.save_module(path, self.module, _manifest(self, inputs))
 
 

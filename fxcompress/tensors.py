@@ -25,6 +25,11 @@ def names_of(module: nn.Module) -> Names:
     return {name: frozenset(found[id(tensor)]) for name, tensor in tensors}
 
 
+def has_values(module: nn.Module) -> bool:
+    """Whether every parameter and buffer holds values, which those on the meta device do not."""
+    return not any(t.is_meta for t in (*module.parameters(), *module.buffers()))
+
+
 def state_digest(module: nn.Module) -> str:
     """``sha256:`` and the SHA-256 of names, dtypes, shapes and values of ``module.state_dict()``.
 

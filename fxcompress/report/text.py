@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fxcompress.report import Check, Report, SparseParameter
 
 WIDTH = 110
+NOT_RUN = "not run"
+"""The kind of a check that could not be made."""
 _ROWS = 24
 _REASONS = 8
 
@@ -132,6 +134,8 @@ def describe_zeros(one: SparseParameter) -> str:
 def describe_check(check: Check) -> str:
     """One line on one check."""
     after = f" after {check.where}" if check.where else ""
+    if check.kind == NOT_RUN:
+        return f"not verified{after}: {check.compared}"
     verdict = "verified" if check.ok else "FAILED"
     if check.max_relative_error is None or check.tolerance is None:
         return f"{verdict}: {check.kind}{after}"

@@ -1,0 +1,57 @@
+"""Models on the meta device, which holds shapes and no values, go through the compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import fxcompress as fx
+from fxcompress.passes import Folding, MagnitudePruning, RandomPruning, SlimmingPruning
+from models import build
+
+NETS = ("conv_chain", "fused_attention", "rotary_grouped_attention")
+
+
+def _on(tree: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to("meta"), tree)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_shapes_on_the_meta_device_are_those_of_a_model_with_values(name: str) -> None:
+    model, args, kwargs = build(name)
+    half = RandomPruning(ratio=0.5)
+    expected = fx.compile(model, args, kwargs, passes=[half])
+    found = fx.compile(model.to("meta"), *_on((args, kwargs)), passes=[half])
+    assert found.module.code.replace("'meta'", "'cpu'") == expected.module.code
+    shapes = {key: value.shape for key, value in expected.module.state_dict().items()}
+    assert {key: value.shape for key, value in found.module.state_dict().items()} == shapes
+    assert all(value.is_meta for value in found.module.parameters())
+    assert found.report.params == expected.report.params
+    assert found.report.flops == expected.report.flops
+    assert "not verified after RandomPruning" in str(found.report)
+    assert "meta device" in str(found.report)
+    outputs = found(*_on(args), **_on(kwargs))
+    assert all(leaf.is_meta for leaf in pytree.tree_leaves(outputs))
+
+
+@pytest.mark.parametrize(
+    "one",
+    [MagnitudePruning(ratio=0.5), Folding(ratio=0.5), SlimmingPruning(ratio=0.5)],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_needs_values_says_so(one: fx.program.Pass) -> None:
+    model, args, kwargs = build("conv_chain")
+    with pytest.raises(fx.PlanError, match="meta device"):
+        fx.compile(model.to("meta"), *_on((args, kwargs)), passes=[one])
+
+
+def test_a_program_without_values_is_not_saved(tmp_path: Path) -> None:
+    model, args, kwargs = build("mlp")
+    program = fx.compile(model.to("meta"), *_on((args, kwargs)))
+    with pytest.raises(fx.FxCompressError, match="meta device"):
+        program.save(tmp_path / "a.fxc")
+    assert not list(tmp_path.iterdir())
