@@ -11,12 +11,13 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from torch import fx
+from torch import fx, nn
 
 from fxcompress.axes import Axes, Factor
+from fxcompress.canonicalize.constants import is_constant
 from fxcompress.errors import PlanError
 from fxcompress.facts import Coupling, settle
-from fxcompress.graph import CapturedModule, is_tensor, parameter_of, shape_of
+from fxcompress.graph import CapturedModule, find_tensor, is_tensor, parameter_of, shape_of
 from fxcompress.probe import Prober
 from fxcompress.rules import Context, rule_for
 from fxcompress.rules.attempt import attempt
@@ -101,6 +102,8 @@ def _visit(
             ctx.axes[node] = parameters.get(name) or _parameter(ctx, node, name, labels)
             parameters[name] = ctx.axes[node]  # type: ignore[assignment]
             ctx.sources[node] = frozenset((name,))
+            if not _can_be_zeroed(ctx, name):
+                ctx.mark(node, ctx.of(node))
     elif node.op == "output":
         for operand in node.all_input_nodes:
             if operand in ctx.axes:
@@ -110,6 +113,17 @@ def _visit(
         _reparametrized(ctx, node)
     else:
         _call(ctx, node, otherwise)
+
+
+def _can_be_zeroed(ctx: Context, name: str) -> bool:
+    """Whether masking makes units of a tensor zero: those of a parameter, or of a constant that is
+    zero. A buffer or another constant is a number in the model's function.
+    """
+    value = find_tensor(ctx.module, name)
+    assert value is not None
+    if isinstance(value, nn.Parameter):
+        return True
+    return is_constant(name) and not bool(value.any())
 
 
 def _reparametrized(ctx: Context, node: fx.Node) -> None:

@@ -32,12 +32,12 @@ UNOWNED = ("no layer produces it",)
 def graph_of(
     op: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> CapturedModule:
-    """A graph that calls `op` once, with every tensor among the arguments in a buffer."""
+    """A graph that calls `op` once, with every tensor among the arguments in a parameter."""
     module = CapturedModule(nn.Module(), fx.Graph())
 
     def held(tensor: Tensor) -> fx.Node:
-        name = f"t{len(list(module.buffers()))}"
-        set_tensor(module, name, tensor)
+        name = f"t{len(list(module.parameters()))}"
+        set_tensor(module, name, nn.Parameter(tensor, requires_grad=False))  # masked to zero
         node = module.graph.get_attr(name)
         node.meta["val"] = tensor
         return node
@@ -64,13 +64,14 @@ def append(module: CapturedModule, op: Callable[..., Any], *args: Any) -> None:
 
 
 def traced(fn: Callable[..., Any], tensors: Sequence[Tensor]) -> CapturedModule:
-    """The graph of ATen ops that `fn` runs, with every tensor it is given in a buffer."""
+    """The graph of ATen ops that `fn` runs, with every tensor it is given in a parameter."""
     graph_module = make_fx(fn, tracing_mode="fake", pre_dispatch=True)(*tensors)
     module = CapturedModule(nn.Module(), graph_module.graph)
     given = iter(tensors)
     for node in list(module.graph.nodes):
         if node.op == "placeholder":
-            set_tensor(module, node.name, next(given))
+            value = nn.Parameter(next(given), requires_grad=False)  # which masking makes zero
+            set_tensor(module, node.name, value)
             with module.graph.inserting_before(node):
                 buffer = module.graph.get_attr(node.name)
             buffer.meta["val"] = node.meta["val"]

@@ -160,8 +160,12 @@ def constant_of(module: CapturedModule, node: object) -> Tensor | None:
     """
     if not isinstance(node, fx.Node) or node.op != "get_attr" or not is_tensor(node):
         return None
-    known = _LITERAL.fullmatch(str(node.target)) or _FOLDED.fullmatch(str(node.target))
-    return tensor_of(module, node) if known else None
+    return tensor_of(module, node) if is_constant(str(node.target)) else None
+
+
+def is_constant(name: str) -> bool:
+    """Whether a tensor of this name is a number of the graph, and no state of the model."""
+    return bool(_LITERAL.fullmatch(name) or _FOLDED.fullmatch(name))
 
 
 def _narrow(value: Tensor) -> Tensor:

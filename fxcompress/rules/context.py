@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import fx
-from torch._ops import OpOverload
 
 from fxcompress.axes import Axes, Expr, Factor, Space
+from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph import CapturedModule, dynamic_dims, shape_of
 from fxcompress.rules.claims import Binding, Claim, Role, RoleClaim, Work
-from fxcompress.rules.schema import Path, dims, packet_of, read, signature_of
+from fxcompress.rules.schema import Path, dims, packet_of, read
 
 Output = Axes | tuple[Axes, ...]
 Rule = Callable[["Context", fx.Node], Output]
@@ -121,14 +122,21 @@ class Context:
     def spread(self, node: fx.Node) -> None:
         """Settle where `node` is not zero: as its operands are, where its rule did not say.
 
-        What an operation in place writes is also read through the tensors it is a view of.
+        What an operation in place writes is also read through whatever shares that memory.
         """
         if node not in self.loud:
             self.mark(node, frozenset().union(*map(self.loudness, node.all_input_nodes)))
-        base = node
-        while self.loud[node] and _aliases(base) and isinstance(base.args[0], fx.Node):
-            base = base.args[0]
-            self.mark(base, self.loud.get(base, frozenset()) | self.loud[node])
+        if not self.loud[node]:
+            return
+        written = {self.classes[operand] for operand in mutated_inputs(node)}
+        for other in self.axes if written else ():
+            if self.classes[other] in written and other is not node:
+                self.mark(other, self.loud.get(other, frozenset()) | self.loud[node])
+
+    @cached_property
+    def classes(self) -> dict[fx.Node, fx.Node]:
+        """The nodes that may share memory, each by one that stands for all."""
+        return alias_classes(self.module.graph)
 
     def sums(self, node: fx.Node, exprs: Iterable[Expr], operands: Iterable[Any]) -> None:
         """`node` adds up products of `operands` along `exprs`: exact where one of them is zero."""
@@ -232,11 +240,6 @@ class Context:
         """`node` costs `coefficient` floating-point operations for every index of `exprs`."""
         own = tuple(map(self.space.resolve, exprs))
         self.work.append(Work(node.name, coefficient, own))
-
-
-def _aliases(node: fx.Node) -> bool:
-    """Whether what `node` yields shares memory with its first argument."""
-    return isinstance(node.target, OpOverload) and signature_of(node.target).aliases
 
 
 def _parameter_dim(operand: fx.Node, dim: int | None) -> int | None:

@@ -11,6 +11,7 @@ from fxcompress.axes import Axes, Expr
 from fxcompress.graph import dynamic_dims, example_shape
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule, name_of
+from fxcompress.rules.responses import response
 from fxcompress.rules.schema import arguments, packet_of, position
 
 CONSIDERED = {
@@ -57,7 +58,7 @@ def _uniform(ctx: Context, node: fx.Node) -> Axes:
 
 def _filled(ctx: Context, node: fx.Node, axes: Iterable[Expr]) -> None:
     """Anything but zeros is a constant to add: no linear map, and not zero where masked."""
-    if "zeros" not in str(node.target) and arguments(node).get("fill_value") != 0:
+    if response(ctx, node, frozenset()) != "zero":
         ctx.barrier(axes, node, packet_of(node))
         ctx.mark(node, axes)
     else:

@@ -11,6 +11,7 @@ from fxcompress.graph import example_shape
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import axis_rule
+from fxcompress.rules.responses import masked_factors
 from fxcompress.rules.schema import arguments, dims, position
 
 STATISTICS = NotationRule(
@@ -28,6 +29,7 @@ def _batch_norm(ctx: Context, node: fx.Node) -> Axes:
     named = arguments(node)
     out = STATISTICS(ctx, node)
     ctx.barrier((out[0], *out[2:]), node, "aten::batch_norm")
+    ctx.mark(node, masked_factors(ctx, node, ctx.factors(out))[0])
     if named.get("training", False) or named["running_mean"] is None:
         _normed(ctx, node, (out[0], *out[2:]))
     return out
@@ -52,6 +54,7 @@ def _instance_norm(ctx: Context, node: fx.Node) -> Axes:
     out = STATISTICS(ctx, node)
     ctx.freeze(out[2:], node, "instance norm over the positions")
     ctx.barrier(out[:2], node, "aten::instance_norm")
+    ctx.mark(node, masked_factors(ctx, node, ctx.factors(out))[0])
     if arguments(node)["running_mean"] is not None:
         ctx.over(out[0], node, "running statistics are those of the whole batch")
     return out

@@ -8,6 +8,7 @@ from fxcompress.axes import UNIT, Axes
 from fxcompress.graph import example_shape
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
+from fxcompress.rules.responses import response
 from fxcompress.rules.schema import arguments, dims, packet_of
 
 
@@ -40,9 +41,14 @@ def _statistic(ctx: Context, node: fx.Node) -> Output:
     gone, out = _reduced(ctx, node)
     ctx.over(gone, node, f"{node.name} runs over it")
     ctx.barrier(ctx.of(node.args[0]), node, str(node.target))
-    if "logsumexp" in str(node.target):
-        ctx.mark(node, out)
+    _mark_unless_zero(ctx, node, out)
     return (out, out) if isinstance(node.meta["val"], (tuple, list)) else out
+
+
+def _mark_unless_zero(ctx: Context, node: fx.Node, axes: Axes) -> None:
+    """Masked units are zero in the result only where the op makes zeros of zeros."""
+    if response(ctx, node, frozenset(node.all_input_nodes)) != "zero":
+        ctx.mark(node, axes)
 
 
 @axis_rule("aten::any", "aten::sum")
@@ -82,14 +88,6 @@ def _extreme(ctx: Context, node: fx.Node) -> Output:
         ctx.freeze(gone, node, "its indices are values")
         ctx.mark(node, out)
     return out, out
-
-
-@axis_rule("aten::max.other", "aten::min.other")
-def _pair(ctx: Context, node: fx.Node) -> Axes:
-    out = ctx.broadcast([ctx.of(operand) for operand in node.all_input_nodes], node)
-    ctx.barrier(out, node, str(node.target))
-    ctx.mark(node, out)
-    return out
 
 
 @axis_rule("aten::argmax", "aten::argmin")
@@ -136,6 +134,5 @@ def _running(ctx: Context, node: fx.Node) -> Output:
     out = tuple(map(ctx.space.resolve, axes))
     if packet_of(node) not in ("aten::cumsum", "aten::diff"):
         ctx.barrier(out, node, packet_of(node))
-    if packet_of(node) not in ("aten::cumprod", "aten::cumsum", "aten::diff"):
-        ctx.mark(node, out)
+    _mark_unless_zero(ctx, node, out)
     return (out, out) if isinstance(node.meta["val"], (tuple, list)) else out

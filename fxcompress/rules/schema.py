@@ -31,25 +31,22 @@ class Signature:
         names: The arguments in order.
         defaults: Arguments that may be left out, with what they are then.
         operands: The arguments that are tensors, and whether each is a list of them.
-        aliases: Whether the first result shares memory with an argument.
     """
 
     names: tuple[str, ...]
     defaults: Mapping[str, Any]
     operands: tuple[tuple[str, bool], ...]
-    aliases: bool
 
 
 @cache
 def signature_of(op: OpOverload) -> Signature:
     """The signature of an op."""
-    arguments, returns = op._schema.arguments, op._schema.returns
+    arguments = op._schema.arguments
     kinds = {argument.name: str(argument.type) for argument in arguments}
     return Signature(
         names=tuple(kinds),
         defaults={a.name: a.default_value for a in arguments if a.has_default_value()},
         operands=tuple((name, TENSORS[kind]) for name, kind in kinds.items() if kind in TENSORS),
-        aliases=bool(returns) and returns[0].alias_info is not None,
     )
 
 
