@@ -18,6 +18,7 @@ from fxcompress.calibrate.batching import Batching, batching_of
 from fxcompress.program import Pass, Program
 from models import randomize
 from nets_unbatched import GraphAttention, GraphSum, Image, Sequence, Stream
+from seeded import once
 
 ROUNDING = 1e-10  # float64: the same sums, in another order
 D = torch.float64
@@ -68,6 +69,7 @@ def loss(output: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(output.reshape(-1, 3), labels.reshape(-1))
 
 
+@once
 def pair(name: str, free: bool) -> tuple[Program, Program]:
     """The same net on the same things, without and with an axis of samples."""
     make, draw = NETS[name]
