@@ -16,6 +16,7 @@ from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import Captured, DynamicSpec, Source, capture
 from fxcompress.coupling import check_pins
 from fxcompress.errors import CaptureError, PlanError
+from fxcompress.graph import CapturedModule
 from fxcompress.groups import names_after
 from fxcompress.plan import Plan
 from fxcompress.program import Pass, Program
@@ -23,7 +24,7 @@ from fxcompress.report import Change, FrozenGroup, GroupChange, PassRun, Report,
 from fxcompress.rewrite import Kept, rewrite
 from fxcompress.sparsity import masks_after
 from fxcompress.task import Task, as_task
-from fxcompress.tensors import has_values
+from fxcompress.tensors import has_values, names_of
 from fxcompress.verify import verify as verify_pass
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,9 @@ def apply(program: Program, one: Pass, *, verify: bool = True) -> Program:
         program,
         module=done.module,
         masks=masks,
-        kept=_composed(program.kept, done.kept, program.mixed | done.mixed),
+        kept=_under_every_name(
+            done.module, _composed(program.kept, done.kept, program.mixed | done.mixed)
+        ),
         mixed=program.mixed | done.mixed,
         names=names_after(coupling, program.groups, plan.widths),
         history=(*program.history, repr(one)),
@@ -159,6 +162,14 @@ def _planned(program: Program, one: Pass) -> Plan:
             f"{one!r} looks at the values of parameters, and on the meta device there are none; "
             "load the weights first, or use a pass that looks at none, such as RandomPruning"
         ) from error
+
+
+def _under_every_name(module: CapturedModule, kept: Kept) -> Kept:
+    """What stayed, by every name that a tensor of the module has, and by no other name."""
+    names = names_of(module)
+    return {
+        other: axes for name, axes in kept.items() if name in names for other in sorted(names[name])
+    }
 
 
 def _composed(before: Kept, now: Kept, mixed: frozenset[str]) -> Kept:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import fxcompress as fx
 import nets_training as nets
 from fxcompress.capture import capture
+from fxcompress.graph import find_tensor
 from fxcompress.passes import RandomPruning
+from fxcompress.tensors import names_of
 from models import MODELS, Example, build, normal, randomize, tensors
 
 IMAGE = (3, 3, 6, 5)
@@ -193,3 +195,16 @@ def test_a_norm_with_a_way_of_its_own_is_told() -> None:
 def test_nothing_is_told_of_a_model_that_trains_as_its_graph(name: str) -> None:
     model, args, kwargs = NETS[name]()
     assert capture(model, args, kwargs).notes == ()
+
+
+@pytest.mark.parametrize("name", ["tied_language_model", "conv_chain", "reused_module"])
+def test_what_was_kept_is_told_by_every_name_that_there_is(name: str) -> None:
+    model, args, kwargs = build(name)
+    passes = [RandomPruning(ratio=0.4), fx.passes.FoldBatchNorm(), RandomPruning(ratio=0.3)]
+    program = fx.compile(model, args, kwargs, passes=passes[:1] if "conv" not in name else passes)
+    names = names_of(program.module)
+    assert program.kept.keys() <= names.keys()
+    for key, axes in program.kept.items():
+        sizes = find_tensor(program.module, key).shape  # type: ignore[union-attr]
+        assert all(a is None or len(a) == n for a, n in zip(axes, sizes, strict=True))
+        assert names[key] <= program.kept.keys()
