@@ -200,7 +200,11 @@ def test_nothing_is_told_of_a_model_that_trains_as_its_graph(name: str) -> None:
 @pytest.mark.parametrize("name", ["tied_language_model", "conv_chain", "reused_module"])
 def test_what_was_kept_is_told_by_every_name_that_there_is(name: str) -> None:
     model, args, kwargs = build(name)
-    passes = [RandomPruning(ratio=0.4), fx.passes.FoldBatchNorm(), RandomPruning(ratio=0.3)]
+    passes: list[fx.program.Pass] = [
+        RandomPruning(ratio=0.4),
+        fx.passes.FoldBatchNorm(),
+        RandomPruning(ratio=0.3),
+    ]
     program = fx.compile(model, args, kwargs, passes=passes[:1] if "conv" not in name else passes)
     names = names_of(program.module)
     assert program.kept.keys() <= names.keys()
