@@ -109,10 +109,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "another rank": (Loader(then(images()[0])), "batch 2 .*another kind"),
     "another structure": (Loader(then({"x": images()})), "batch 2 .*another kind"),
     "NaN": (Loader(then(with_nan())), "batch 2 .*NaN"),
-    "images of another size": ([(torch.ones(2, 1, 4), GOOD[1])], r"\(2, 1, 4\)"),
+    "images of another size": ([(torch.ones(2, 1, 4), GOOD[1])], r"[(\[]2, 1, 4[)\]]"),
     "numbers of another type": ([(images().long(), GOOD[1])], "int64"),
     "tensors without data": ([(images().to("meta"), GOOD[1])], "batch 1 .*cannot go to cpu"),
-    "no tensor": ([("image.png", GOOD[1])], "no tensor"),
+    "no tensor": ([("image.png", GOOD[1])], r"no tensor|image\.png"),
     "too many inputs": (
         [((images(), images()), GOOD[1])],
         "argument 1|fails on the inputs|2 arg",
