@@ -91,8 +91,9 @@ class Extremes:
         spans = {}
         for label, names in self._names().items():
             ranges = [self.interface.sizes[name] for name in names]
+            ranges = [one for one in ranges if not one.equals]
             highs = [one.high for one in ranges if one.high is not None]
-            if not any(one.equals for one in ranges):
+            if ranges:
                 spans[label] = (max(one.low for one in ranges), min(highs, default=None))
         return spans
 

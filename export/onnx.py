@@ -197,7 +197,9 @@ def _traced(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     tensors = tuple(resized(inputs, sizes))
     shapes: tuple[Any, ...] = _dynamic_shapes(inputs)
     interface = getattr(module, "interface", None)
-    if interface is not None and any(one.equals for one in interface.sizes.values()):
+    if interface is not None and any(
+        one.equals and one.equals not in interface.sizes for one in interface.sizes.values()
+    ):
         # Of dimensions that follow from others torch finds the relation itself, or refuses.
         free = torch.export.Dim.DYNAMIC
         shapes = tuple(named and dict.fromkeys(named, free) for named in shapes)

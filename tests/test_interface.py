@@ -27,6 +27,7 @@ from nets_branching import (
     ONES,
     VALUES,
     Bounded,
+    Masked,
     OnBatch,
     OnBoth,
     OnDtype,
@@ -258,3 +259,12 @@ def test_the_report_says_how_far_each_free_axis_goes() -> None:
     assert "2 or more (the model computes otherwise at batch 1)" in str(program)
     single = fx.compile(OnOne("branch"), (normal(1, 4),))
     assert single.report.static == "the model computes otherwise at batch 1"
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_mask_may_be_one_together_with_its_batch(batch: int) -> None:
+    model = Masked().double()
+    program = fx.compile(model, (sized(batch, 4), sized(batch, 4)))
+    assert program.dynamic == ({0: "batch"}, {0: "batch"})
+    for size in (1, 2, 5):
+        assert agree_or_refuse(model, program, sized(size, 4), sized(size, 4))

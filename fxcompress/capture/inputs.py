@@ -94,7 +94,12 @@ def labelled(interface: Interface, inputs: Inputs, asked: bool) -> tuple[Axes, .
     ]
 
     def label(axis: int, name: str, tensor: Tensor) -> str:
-        other = axis or asked or interface.sizes[name].equals or [tensor.shape[0]] != batches[:1]
+        other = (
+            axis
+            or asked
+            or interface.sizes[name].equals not in ("", BATCH)
+            or [tensor.shape[0]] != batches[:1]
+        )
         return name if other else BATCH
 
     return tuple(

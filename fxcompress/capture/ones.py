@@ -19,11 +19,11 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.ambient import EXCLUSIVE
 from fxcompress.capture.guards import UNDECIDED
-from fxcompress.capture.inputs import Inputs
+from fxcompress.capture.inputs import BATCH, Inputs
 from fxcompress.capture.tracing import evaluating, whole_attention
 from fxcompress.draws import drawn_like, resized
-from fxcompress.graph import CapturedModule
-from fxcompress.interface import Interface, SizeInput, Sizes, TensorInput
+from fxcompress.graph import CapturedModule, clone_graph
+from fxcompress.interface import Interface, SizeInput, SizeRange, Sizes, TensorInput
 
 _TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float64: 1e-12,
@@ -45,6 +45,28 @@ def admit_ones(model: nn.Module, module: CapturedModule, inputs: Inputs) -> Inte
         module: The graph of it.
         inputs: Those of the capture.
     """
+    interface = _decided(model, module, inputs)
+    if not any(one.note for one in interface.sizes.values()):
+        return interface
+    twin = clone_graph(module)
+    twin.interface = _one_batch(module, inputs)
+    # An axis that torch does not relate to the batch, a mask's, may be one only together with it.
+    joined = interface if twin.interface is None else _decided(model, twin, inputs)
+    return interface if any(one.note for one in joined.sizes.values()) else joined
+
+
+def _one_batch(module: CapturedModule, inputs: Inputs) -> Interface | None:
+    """The interface with all first axes of the size of the batch as one; None if there is one."""
+    interface = module.interface
+    assert interface is not None
+    sizes = interface.sizes_of(interface.flatten(*inputs))
+    others = {axes[0] for axes in interface.free_axes() if 0 in axes} & set(interface.independent)
+    same = {name for name in others - {BATCH} if sizes.get(BATCH) == sizes[name]}
+    follows = dict.fromkeys(same, SizeRange(0, None, equals=BATCH))
+    return replace(interface, sizes={**interface.sizes, **follows}) if same else None
+
+
+def _decided(model: nn.Module, module: CapturedModule, inputs: Inputs) -> Interface:
     interface = module.interface
     assert interface is not None
     undecided = {
