@@ -121,7 +121,7 @@ def _told(path: str | Path) -> Iterator[None]:
     """Whatever a damaged manifest makes torch, pydantic or Python say, as one error of ours."""
     try:
         yield
-    except (LoadError, MemoryError):
+    except LoadError:
         raise
     except Exception as error:
         raise LoadError(

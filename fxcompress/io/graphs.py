@@ -153,8 +153,8 @@ def _check_convention(graph: Graph, calls: Sequence[Call]) -> None:
     good = good and all(name in (None, given) for name, given in pairs)
     good = good and _are_apart(placeholders, calls) and not _GLOBAL & set(graph.inputs)
     if graph.out_spec is not None:
-        leaves = outputs if isinstance(outputs, list | tuple) else [outputs]
-        good = good and load_spec(graph.out_spec).num_leaves == len(leaves)
+        good = good and isinstance(outputs, list | tuple)
+        good = good and load_spec(graph.out_spec).num_leaves == len(outputs)
     if not good:
         raise LoadError("the inputs or outputs are not those of the graph; the manifest is damaged")
 

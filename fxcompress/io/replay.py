@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
+from fxcompress.capture.tracing import quiet
 from fxcompress.errors import LoadError
 from fxcompress.io.arguments import Ref
 from fxcompress.io.operators import asserts
@@ -65,7 +66,7 @@ def check_values(calls: Sequence[Call], tensors: Mapping[str, Tensor]) -> None:
     """
     values: dict[str, Any] = {}
     mode = FakeTensorMode(allow_fallback_kernels=False)
-    with torch.inference_mode(False), torch.no_grad(), mode:
+    with quiet(), torch.inference_mode(False), torch.no_grad(), mode:
         for call in calls:
             if call.op != "output":
                 try:

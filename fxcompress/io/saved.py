@@ -63,7 +63,7 @@ def check_saved(module: CapturedModule, saved: SavedProgram) -> None:
 
 
 def _check_inputs(module: CapturedModule, saved: SavedProgram) -> None:
-    """Every tensor input has the rank of its placeholder, and its free axes are axes of it."""
+    """Inputs are as the graph takes them, or none: in structure, rank and free axes."""
     given = [
         len(leaf.shape)
         for leaf in pytree.tree_leaves((saved.args, saved.kwargs))
@@ -72,7 +72,10 @@ def _check_inputs(module: CapturedModule, saved: SavedProgram) -> None:
     nodes = module.graph.find_nodes(op="placeholder")
     taken = [len(shape_of(node)) for node in nodes if is_tensor(node)]
     axes = [max(map(int, free), default=-1) for free in saved.dynamic]
-    good = given in ([], taken) and len(axes) in (0, len(taken))
+    args, names = module.graph._codegen.pytree_info.in_spec.children()  # type: ignore[attr-defined]
+    good = len(saved.args) == args.num_children and saved.kwargs.keys() == set(names.context)
+    good = (good and given == taken) or not (saved.args or saved.kwargs)
+    good = good and len(axes) in (0, len(taken))
     if not good or any(axis >= rank for axis, rank in zip(axes, taken, strict=False)):
         raise LoadError("the example inputs are not those of the graph; the manifest is damaged")
 
