@@ -48,6 +48,7 @@ def compile(
     verify: bool = True,
     seed: Seed = 0,
     on_progress: Progress | None = None,
+    trust: bool = False,
 ) -> Program:
     """Compress a model and return a program of the same interface, with the evidence that it is
     right.
@@ -70,6 +71,8 @@ def compile(
         verify: Compare with a reference after every pass, on the example inputs.
         seed: Seed for passes that draw.
         on_progress: Called with a line of text before each stage.
+        trust: Open a ``.pt2`` file even where it holds pickles or compiled libraries. Such a file
+            is code, as a Python file is: open none that you would not run.
 
     Returns:
         A `Program`: call it like the model, print it, save it, or hand it to `fxcompress.export`.
@@ -91,7 +94,7 @@ def compile(
     """
     tell = on_progress or logger.info
     tell("capture")
-    captured = capture(model, args, kwargs, dynamic, canonicalize)
+    captured = capture(model, args, kwargs, dynamic, canonicalize, trust=trust)
     program = Program(
         module=captured.module,
         args=captured.args,

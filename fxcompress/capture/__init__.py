@@ -68,6 +68,8 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic: DynamicSpec = "batch",
     finish: Callable[[CapturedModule], CapturedModule] | None = None,
+    *,
+    trust: bool = False,
 ) -> Captured:
     """Capture what a model computes in evaluation mode, as a graph with copies of its parameters.
 
@@ -82,6 +84,8 @@ def capture(
             ``{input index or name: {axis: name}}`` frees exactly those axes, or fails.
             An exported program is dynamic where it was exported so.
         finish: Applied to the graph before it is compared with the model at sizes of one.
+        trust: Open a ``.pt2`` file even where it holds pickles or compiled libraries. Such a file
+            is code, as a Python file is: open none that you would not run.
 
     Returns:
         The captured module with its inputs; its ``dynamic`` tells which axes came out free.
@@ -103,7 +107,7 @@ def capture(
         if isinstance(model, nn.Module):
             captured, made_of = _of_module(model, given, dynamic, names, finish), model
         else:
-            captured, made_of = _of_program(*_open(model), given, names, finish), None
+            captured, made_of = _of_program(*_open(model, trust), given, names, finish), None
     notes = (*functions.values(), *note_norms(captured.module, made_of))
     for note in notes:
         _log.warning("%s: %s", captured.source, note)
@@ -199,12 +203,12 @@ def _shapes(inputs: Inputs) -> list[torch.Size]:
     return [leaf.shape for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
-def _open(model: object) -> tuple[ExportedProgram, str]:
+def _open(model: object, trust: bool) -> tuple[ExportedProgram, str]:
     """An exported program as given or from a file, and what to call it."""
     if isinstance(model, ExportedProgram):
         return model, "ExportedProgram"
     if isinstance(model, str | Path):
-        return _load(Path(model)), str(model)
+        return _load(Path(model), trust), str(model)
     kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
     hint = "; call it to make a module" if callable(model) else ""
     raise CaptureError(
@@ -213,9 +217,13 @@ def _open(model: object) -> tuple[ExportedProgram, str]:
     )
 
 
-def _load(path: Path) -> ExportedProgram:
+def _load(path: Path, trust: bool) -> ExportedProgram:
     if not path.is_file():
         raise CaptureError(f"no file {path}; give the path of a program saved by torch.export.save")
+    if not trust:
+        from fxcompress.capture.archive import refuse_code  # torch.export's archives, on use
+
+        refuse_code(path)
     try:
         with quiet():
             return torch.export.load(path)

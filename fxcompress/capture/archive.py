@@ -9,10 +9,12 @@ someone else's harmless, as torch.export itself was not built for such files.
 from __future__ import annotations
 
 import ast
+import builtins
 import io
 import json
 import math
 import operator
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,16 @@ _WEIGHTS, _CONSTANTS, _INPUTS = "data/weights/", "data/constants/", "data/sample
 _CONFIGS = ("_weights_config.json", "_constants_config.json")
 _NODES = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Call, ast.Name),
-    *(ast.Constant, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.Load, ast.Tuple),
+    *(
+        ast.Constant,
+        ast.operator,
+        ast.unaryop,
+        ast.boolop,
+        ast.cmpop,
+        ast.Load,
+        ast.Tuple,
+        ast.keyword,
+    ),
 )
 
 
@@ -49,8 +60,8 @@ def refuse_code(path: Path) -> None:
         ) from error
     if found is not None:
         raise CaptureError(
-            f"{path} holds {found}, which can run any code when it is opened; if you trust who made "
-            "it, say trust=True (--trust on the command line), or save the model again with "
+            f"{path} holds {found}, which can run any code when it is opened; if you trust who "
+            "made it, say trust=True (--trust on the command line), or save the model again with "
             "torch.export.save"
         )
 
@@ -82,7 +93,7 @@ def _pickles(reader: PT2ArchiveReader, name: str) -> Iterator[str]:
 
 
 def _unsafe_inputs(reader: PT2ArchiveReader, name: str) -> Iterator[str]:
-    """torch falls back to running a pickle of inputs that are more than plain tensors."""
+    """Torch falls back to running a pickle of inputs that are more than plain tensors."""
     content = reader.read_bytes(name)
     try:
         if content:
@@ -99,9 +110,9 @@ def _hooks(data: Any) -> Iterator[str]:
         if isinstance(one, dict):
             if isinstance(text := one.get("expr_str"), str) and not _is_formula(text):
                 yield f"the expression {text[:80]!r}"
-            if isinstance(name := one.get("target"), str) and "inputs" in one:
-                if not _is_operator(name):
-                    yield f"a call of {name[:80]!r}"
+            name = one.get("target") if "inputs" in one else None
+            if isinstance(name, str) and not _is_operator(name):
+                yield f"a call of {name[:80]!r}"
             todo += one.values()
         elif isinstance(one, list):
             todo += one
@@ -115,12 +126,22 @@ def _is_formula(text: str) -> bool:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return all(
-        isinstance(node, _NODES)
-        and not (isinstance(node, ast.Name) and node.id.startswith("_"))
-        and not (isinstance(node, ast.Constant) and not isinstance(node.value, int | float))
-        for node in nodes
-    )
+    return all(isinstance(node, _NODES) and _is_harmless(node) for node in nodes)
+
+
+def _is_harmless(node: ast.AST) -> bool:
+    """A name is no builtin; only classes such as Symbol and Max are called; texts are names."""
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id[0].isupper()
+    if isinstance(node, ast.Name):
+        return node.id[0] != "_" and not hasattr(builtins, node.id)
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, int | float) or _is_word(node.value)
+    return True
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*|-?[0-9.]+", value) is not None
 
 
 def _is_operator(name: str) -> bool:
@@ -135,4 +156,8 @@ def _is_operator(name: str) -> bool:
             found = getattr(found, part, None)
         kinds = (OpOverload, OpOverloadPacket, torch._ops.HigherOrderOperator)
         return isinstance(found, kinds) and "file" not in name
-    return head == "torch" and len(parts) == 1 and (parts[0].startswith("sym_") or parts[0] == "_assert")
+    return (
+        head == "torch"
+        and len(parts) == 1
+        and (parts[0].startswith("sym_") or parts[0] == "_assert")
+    )

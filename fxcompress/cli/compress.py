@@ -48,6 +48,7 @@ def plan(
     pin: options.Pin = None,
     static: options.Static = False,
     probe: options.Probe = False,
+    trust: options.Trust = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
@@ -55,7 +56,7 @@ def plan(
     sizes = Sizes(
         ratio, flops, macs, params, size, everywhere, round_to, include, exclude, dims, exact
     )
-    request = Request(model, inputs, weights, seed, static, pin, probe, data)
+    request = Request(model, inputs, weights, seed, static, pin, probe, data, trust)
 
     def work(tell: Tell) -> Answer:
         wanted = make_passes(passes or default_passes(sizes, data), sizes)
@@ -107,6 +108,7 @@ def compile(
     pin: options.Pin = None,
     static: options.Static = False,
     probe: options.Probe = False,
+    trust: options.Trust = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
@@ -114,7 +116,7 @@ def compile(
     sizes = Sizes(
         ratio, flops, macs, params, size, everywhere, round_to, include, exclude, dims, exact
     )
-    request = Request(model, inputs, weights, seed, static, pin, probe, data)
+    request = Request(model, inputs, weights, seed, static, pin, probe, data, trust)
 
     def work(tell: Tell) -> Answer:
         wanted = make_passes(passes or default_passes(sizes, data), sizes)

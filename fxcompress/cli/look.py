@@ -49,6 +49,7 @@ def inspect(
     pin: options.Pin = None,
     static: options.Static = False,
     probe: options.Probe = False,
+    trust: options.Trust = False,
     seed: options.Seed = 0,
     svg: Svg = None,
     group: Annotated[
@@ -57,7 +58,7 @@ def inspect(
     json: options.Json = False,
 ) -> None:
     """Show the channel groups of a model, its costs, and what may not shrink and why."""
-    request = Request(model, inputs, weights, seed, static, pin, probe)
+    request = Request(model, inputs, weights, seed, static, pin, probe, trust=trust)
 
     def work(tell: Tell) -> Answer:
         if group is not None and svg is None:
@@ -82,12 +83,13 @@ def explain(
     pin: options.Pin = None,
     static: options.Static = False,
     probe: options.Probe = False,
+    trust: options.Trust = False,
     seed: options.Seed = 0,
     svg: Svg = None,
     json: options.Json = False,
 ) -> None:
     """Say which groups hold a parameter, or why two parameters have to shrink together."""
-    request = Request(model, inputs, weights, seed, static, pin, probe)
+    request = Request(model, inputs, weights, seed, static, pin, probe, trust=trust)
 
     def work(tell: Tell) -> Answer:
         if svg is not None:

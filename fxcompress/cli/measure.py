@@ -40,11 +40,12 @@ def check(
     inputs: options.Input = None,
     weights: options.Weights = None,
     static: options.Static = False,
+    trust: options.Trust = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Run an ONNX file in onnxruntime against the program; exit code 1 if they differ."""
-    request = Request(program, inputs, weights, seed, static)
+    request = Request(program, inputs, weights, seed, static, trust=trust)
 
     def work(tell: Tell) -> Answer:
         source = request.program(tell)
@@ -79,6 +80,7 @@ def bench(
     warmup: Annotated[int, typer.Option(help="Untimed runs of each before.", min=0)] = 5,
     threads: Annotated[int, typer.Option(help="Threads of each runtime.", min=1)] = 1,
     inputs: options.Input = None,
+    trust: options.Trust = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
@@ -86,7 +88,10 @@ def bench(
 
     def work(tell: Tell) -> Answer:
         names = unique_names([_label(entry) for entry in entries])
-        opened = [_opened(entry, Request(entry, inputs, seed=seed), tell) for entry in entries]
+        opened = [
+            _opened(entry, Request(entry, inputs, seed=seed, trust=trust), tell)
+            for entry in entries
+        ]
         args, kwargs = parse_inputs(inputs or (), seed)
         result = measure(
             dict(zip(names, opened, strict=True)),
@@ -128,7 +133,7 @@ def _opened(entry: str, request: Request, tell: Tell) -> Path | Exportable:
         return loaded.program
     if isinstance(loaded.model, nn.Module):
         return Example(loaded.model, loaded.args, loaded.kwargs)
-    return capture(loaded.model, loaded.args, loaded.kwargs)
+    return capture(loaded.model, loaded.args, loaded.kwargs, trust=request.trust)
 
 
 def _label(entry: str) -> str:

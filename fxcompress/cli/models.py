@@ -24,11 +24,14 @@ class Request:
     pin: Sequence[str] | None = None
     probe: bool = False
     data: str | None = None
+    trust: bool = False
 
     def load(self, tell: Tell) -> Loaded:
         """The model with its example inputs."""
         tell(f"load {self.spec}")
-        return load_model(self.spec, self.inputs or (), weights=self.weights, seed=self.seed)
+        return load_model(
+            self.spec, self.inputs or (), weights=self.weights, seed=self.seed, trust=self.trust
+        )
 
     def program(
         self,
@@ -61,6 +64,7 @@ class Request:
             probe=self.probe,
             seed=self.seed,
             on_progress=tell,
+            trust=self.trust,
         )
         return _called(program, loaded.label)
 

@@ -59,6 +59,15 @@ Probe = Annotated[
         rich_help_panel=_INPUT,
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Trust the files: pickles and libraries in a .pt2, the Python code of a Hugging Face "
+        "directory, operators of any package in a saved program.",
+        rich_help_panel=_INPUT,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Passes = Annotated[
     list[str] | None,

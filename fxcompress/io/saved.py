@@ -78,6 +78,8 @@ def _check_inputs(module: CapturedModule, saved: SavedProgram) -> None:
     good = good and len(axes) in (0, len(taken))
     if not good or any(axis >= rank for axis, rank in zip(axes, taken, strict=False)):
         raise LoadError("the example inputs are not those of the graph; the manifest is damaged")
+    if module.interface is not None and given:
+        module.interface.check(saved.args, saved.kwargs)
 
 
 def _are_indices(axes: tuple[Tensor | None, ...], value: Tensor | None) -> bool:

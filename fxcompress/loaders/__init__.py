@@ -77,6 +77,7 @@ def load_model(
     *,
     weights: FilePath | None = None,
     seed: Seed = 0,
+    trust: bool = False,
 ) -> Loaded:
     """Load a model and make example inputs for it.
 
@@ -85,6 +86,8 @@ def load_model(
         inputs: ``[name=]SHAPE[:dtype]`` each, instead of the model's own.
         weights: A state dict to load into the model.
         seed: For random weights and inputs; torch's own generator is as before after.
+        trust: Let the Python code beside a Hugging Face model run, and a saved program call
+            operators of any package.
 
     Raises:
         LoadError: There is no such model, or it cannot be made, or nobody says what it takes.
@@ -96,14 +99,14 @@ def load_model(
     given = parse_inputs(inputs, seed)
     path = Path(spec)
     if path.suffix in _PROGRAMS or path.is_dir():
-        return _checked(_program(spec, given), weights)
+        return _checked(_program(spec, given, trust), weights)
     if path.suffix == ".pt2":
         return _checked(Loaded(path, *given, label=spec), weights)
     if path.suffix == ".onnx":
         raise LoadError(f"{spec} is an ONNX file, not a model; only check and bench take those")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        model, own = _make(spec)
+        model, own = _make(spec, trust)
     args, kwargs = given if any(given) else own
     if not args and not kwargs:
         raise LoadError(
@@ -113,12 +116,12 @@ def load_model(
     return _checked(Loaded(model.eval(), args, kwargs, spec), weights)
 
 
-def _make(spec: str) -> Made:
+def _make(spec: str, trust: bool) -> Made:
     scheme, _, rest = spec.partition(":")
     if scheme in _SCHEMES:
         if not rest:
             raise LoadError(f"{spec!r} names no model; write {scheme}:NAME")
-        return _SCHEMES[scheme](rest)
+        return from_huggingface(rest, trust) if scheme == "hf" else _SCHEMES[scheme](rest)
     if spec.endswith(".py"):
         found = functions_of(Path(spec))
         hint = f"; it has {', '.join(found[:5])}" if found else ""
@@ -128,8 +131,8 @@ def _make(spec: str) -> Made:
     return from_factory(spec)
 
 
-def _program(spec: str, given: Arguments) -> Loaded:
-    program = load_program(spec)
+def _program(spec: str, given: Arguments, trust: bool) -> Loaded:
+    program = load_program(spec, allow=("*",) if trust else ())
     if any(given):
         program = replace(program, args=given[0], kwargs=given[1])
     return Loaded(program.module, program.args, program.kwargs, spec, program)

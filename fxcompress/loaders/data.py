@@ -61,11 +61,12 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        found: Any = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return {"": torch.from_numpy(found)}
-        with found:
-            return {name: torch.from_numpy(found[name]) for name in found.files}
+        with path.open("rb") as file:  # np.load leaves what it opens open where it fails
+            found: Any = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return {"": torch.from_numpy(found)}
+            with found:
+                return {name: torch.from_numpy(found[name]) for name in found.files}
     except Exception as error:  # a broken archive fails as zip, as header, as array
         raise LoadError(
             f"{path} cannot be read as plain arrays ({type(error).__name__}: {error})"

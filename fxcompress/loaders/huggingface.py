@@ -18,11 +18,15 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _SCALES = ("vision_config", "text_config")
 
 
-def from_huggingface(spec: str) -> Made:
+def from_huggingface(spec: str, trust: bool = False) -> Made:
     """A model from ``DIRECTORY[#AutoClass]``, or from a name that is in the local cache.
 
     Without a class, the one that the config names is used. A directory without weights gives random
     ones.
+
+    Args:
+        spec: The directory, and the class.
+        trust: Run the Python code that the directory holds, where its config asks for it.
 
     Raises:
         LoadError: Nothing of that name is here (nothing is downloaded), or there is no such class.
@@ -30,19 +34,23 @@ def from_huggingface(spec: str) -> Made:
     place, _, class_name = spec.partition("#")
     with unbroken_torchvision("transformers"):
         transformers = importlib.import_module("transformers")
-        config = _config(transformers, place)
+        config = _config(transformers, place, trust)
         auto = _class(transformers, class_name, config)
-        model = _made(auto, place, config)
+        model = _made(auto, place, config, trust)
     _without_cache(model)
     return model, _dummy_inputs(model)
 
 
-def _config(transformers: Any, place: str) -> Any:
+def _config(transformers: Any, place: str, trust: bool) -> Any:
     try:
-        return transformers.AutoConfig.from_pretrained(place, local_files_only=True)
+        return transformers.AutoConfig.from_pretrained(
+            place, local_files_only=True, trust_remote_code=trust
+        )
     except (OSError, ValueError) as error:
         if Path(place).is_dir():
-            raise LoadError(f"{place} has no config that transformers reads: {error}") from error
+            raise LoadError(
+                f"{place} has no config that transformers reads: {error}{_hint(error)}"
+            ) from error
         raise LoadError(
             f"{place!r} is no directory and is not in the local cache of Hugging Face, and nothing "
             "is downloaded; pass a directory that holds config.json and the weights"
@@ -58,7 +66,7 @@ def _class(transformers: Any, name: str, config: Any) -> Any:
     raise LoadError(f"transformers has no model class {name!r}; try AutoModelForCausalLM, say")
 
 
-def _made(auto: Any, place: str, config: Any) -> Any:
+def _made(auto: Any, place: str, config: Any, trust: bool) -> Any:
     folder = Path(place)
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         if list(folder.glob("*.bin")):
@@ -66,11 +74,21 @@ def _made(auto: Any, place: str, config: Any) -> Any:
                 f"{place} holds its weights as pickles (.bin), which are not read; convert them to "
                 "safetensors with save_pretrained"
             )
-        return auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
+        if hasattr(auto, "from_config"):
+            return auto.from_config(config, trust_remote_code=trust)
+        return auto(config)
     try:
-        return auto.from_pretrained(place, local_files_only=True, use_safetensors=True)
+        return auto.from_pretrained(
+            place, local_files_only=True, use_safetensors=True, trust_remote_code=trust
+        )
     except (OSError, ValueError) as error:
-        raise LoadError(f"transformers cannot load {place}: {error}") from error
+        raise LoadError(f"transformers cannot load {place}: {error}{_hint(error)}") from error
+
+
+def _hint(error: Exception) -> str:
+    if "trust_remote_code" not in str(error):
+        return ""
+    return " (here: trust=True, or --trust on the command line, if you trust who wrote that code)"
 
 
 def _without_cache(model: Any) -> None:
