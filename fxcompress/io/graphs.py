@@ -109,7 +109,7 @@ def _checked_target(
     good = {
         "placeholder": node.target.isidentifier() and not args,
         "get_attr": node.target in tensors and not args,
-        "call_module": node.target in modules and all(isinstance(arg, Ref) for arg in args),
+        "call_module": node.target in modules and _gives_another_like(args, node.meta.val),
         "output": node.target == "output" and len(args) == 1,
     }[node.op]
     if kwargs or not good or keyword.iskeyword(node.target):
@@ -140,6 +140,11 @@ def _check_counter(node: Node, target: object, numbers: Collection[str]) -> None
             f"node '{node.name}' counts batches in {node.meta.counter!r}, which is no number that "
             "the manifest holds, or is no norm; the manifest is damaged"
         )
+
+
+def _gives_another_like(args: Sequence[Any], value: Value) -> bool:
+    """A small module takes one tensor and gives one of the same shape and dtype."""
+    return len(args) == 1 and isinstance(args[0], Ref) and args[0].value == value
 
 
 def _check_convention(graph: Graph, calls: Sequence[Call]) -> None:
