@@ -35,7 +35,6 @@ from models import build
 SECONDS, BYTES = 2.0, 500 * 2**20
 """The CPU time and the memory that reading a small file may take at most."""
 NETS = ("mlp", "tied_language_model", "fused_attention", "many_inputs")
-Case = Callable[["Fuzzer"], str]
 
 
 class FoundError(AssertionError):
@@ -191,11 +190,8 @@ def _bits(fuzzer: Fuzzer) -> str:
 
 def _cut(fuzzer: Fuzzer) -> str:
     def cut(data: bytearray) -> None:
-        place = fuzzer.random.randrange(len(data))
-        if fuzzer.random.random() < 0.5:
-            del data[place:]
-        else:
-            data[place:place] = fuzzer.random.randbytes(fuzzer.random.randrange(1, 99))
+        place, more = fuzzer.random.randrange(len(data)), fuzzer.random.randrange(-98, 99)
+        data[place : None if more < 0 else place] = fuzzer.random.randbytes(max(0, more))
 
     return _changed(fuzzer, cut)
 
@@ -260,10 +256,9 @@ def _spoiled(fuzzer: Fuzzer, good: bytes) -> bytes:
         bad[draw.randrange(len(bad))] = draw.randrange(256)
     if draw.random() < 0.2:
         del bad[draw.randrange(len(bad)) :]
-    if draw.random() < 0.2:
-        header = bytes(good).find(b"'shape': (")
-        if header > 0:
-            bad[header + 10 : header + 14] = draw.choice((b"9999", b"(99)", b"-999", b"2**9"))
+    header = bytes(good).find(b"'shape': (")
+    if header > 0 and draw.random() < 0.2:
+        bad[header + 10 : header + 14] = draw.choice((b"9999", b"(99)", b"-999", b"2**9"))
     return bytes(bad)
 
 
@@ -280,9 +275,8 @@ def fuzz(count: int, seed: int, folder: Path) -> Counter[tuple[str, str]]:
         try:
             outcomes[fuzzer.case()] += 1
         except Exception as error:
-            raise FoundError(
-                f"file {number} of seed {seed}: {type(error).__name__}: {error}"
-            ) from error
+            what = f"{type(error).__name__}: {error}"
+            raise FoundError(f"file {number} of seed {seed}: {what}") from error
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     if grown > BYTES:
         raise FoundError(f"reading took {grown / 2**20:.0f} MiB of memory")
