@@ -14,7 +14,7 @@ from itertools import combinations, product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxcompress.ambient import EXCLUSIVE
@@ -185,9 +185,17 @@ def _written(module: CapturedModule) -> set[str]:
         schema = getattr(node.target, "_schema", None)
         for value, argument in zip(node.args, schema.arguments if schema else (), strict=False):
             written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and getattr(value, "op", None) == "get_attr":
-                found.add(str(value.target))
+            source = _source(value) if written else None
+            if source is not None and source.op == "get_attr":
+                found.add(str(source.target))
     return found
+
+
+def _source(value: Any) -> fx.Node | None:
+    """What a value is a view of, if it is one: the first of all first operands."""
+    while isinstance(value, fx.Node) and value.op == "call_function" and value.args:
+        value = value.args[0]
+    return value if isinstance(value, fx.Node) else None
 
 
 def _same(expected: Any, found: Any) -> bool:
