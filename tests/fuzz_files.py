@@ -32,8 +32,7 @@ from fxcompress.passes import NMSparsity
 from fxcompress.program import Program
 from models import build
 
-SECONDS, BYTES = 2.0, 500 * 2**20
-"""The CPU time and the memory that reading a small file may take at most."""
+SECONDS, BYTES = 2.0, 500 * 2**20  # what reading a small file may take at most
 NETS = ("mlp", "tied_language_model", "fused_attention", "many_inputs")
 
 
