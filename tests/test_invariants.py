@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxcompress as fx
+from fxcompress.graph import dynamic_dims, is_tensor
 from fxcompress.program import Program
 from models import MODELS, build, rebatch, tensors
 from programs import program as dense
@@ -81,6 +82,15 @@ def test_predicted_cost_is_counted_cost(name: str) -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         new(*new.args, **new.kwargs)
     assert predicted.flops == counter.get_total_flops() == new.cost().flops
+
+
+@nets
+def test_what_is_free_stays_free_in_the_graph(name: str) -> None:
+    """Asking a symbolic size for its number would fix it for good."""
+    program = small(name)
+    inputs = [node for node in program.module.graph.find_nodes(op="placeholder") if is_tensor(node)]
+    assert [set(dynamic_dims(node)) for node in inputs] == [set(axes) for axes in program.dynamic]
+    assert any(program.dynamic)
 
 
 def test_costs_are_those_of_the_batch_given() -> None:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.axes import Factor
 from fxcompress.canonicalize.constants import constant_of
-from fxcompress.graph import dtype_of, is_size, is_tensor
+from fxcompress.graph import dtype_of, is_size, is_tensor, shape_of
 from fxcompress.rules.context import Context
 
 Response = Literal["zero", "nonzero", "singular"]
@@ -203,7 +203,7 @@ def _agree(found: Tensor, parts: Sequence[Tensor]) -> bool:
 
 
 def _small(node: fx.Node) -> tuple[int, ...]:
-    return tuple(min(int(size), _SMALL) for size in node.meta["val"].shape)
+    return tuple(min(size, _SMALL) for size in shape_of(node))
 
 
 def _item(value: Tensor | None) -> Any:
