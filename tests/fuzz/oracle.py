@@ -24,7 +24,7 @@ from selection import RandomSelection, zero_masked
 
 ROUNDING = 1e-9
 """Float64: sums of a few thousand terms in another order, through a dozen layers."""
-WRITTEN_BACK, EXPORTED = 0.25, 0.15
+WRITTEN_BACK, EXPORTED = 0.15, 0.06
 """Shares of the nets that take the ways out that cost seconds."""
 
 
