@@ -79,7 +79,7 @@ def pruned(name: str, **options: Any) -> tuple[Any, dict[str, Tensor], fx.Progra
     """The library's model with 40 % of its units gone, inputs, and the program that it holds."""
     dense, inputs = built(name)
     method = fx.passes.MagnitudePruning(ratio=0.4, round_to=1, **options)
-    free: Any = {key: {0: "batch", 1: f"length of {key}"} for key in inputs}
+    free: Any = {key: {0: "batch", 1: f"{key}_length"} for key in inputs}
     program = fx.compile(dense, (), inputs, passes=[method], dynamic=free)
     return program.write_back(dense).model, inputs, program
 

@@ -15,7 +15,7 @@ import torch
 import fxcompress as fx
 from crafted import change_manifest, manifest_of, write_manifest
 from fxcompress.errors import LoadError
-from fxcompress.io.operators import function_named, only_computes
+from fxcompress.io.operators import asserts, function_named, only_computes
 from programs import program
 
 Node = dict[str, Any]
@@ -154,7 +154,11 @@ def test_a_call_reaches_no_file_and_no_other_namespace(
     assert target in str(error)
 
 
-def test_an_allowed_operator_that_takes_text_takes_a_tensor_too() -> None:
+def test_an_allowed_operator_that_takes_text_takes_a_tensor_or_asserts() -> None:
+    """Text beside a tensor is a mode, and text of an assertion is its message; a path is neither.
+
+    An assertion without a tensor gives nothing back: all it can do is raise.
+    """
     counts = {True: 0, False: 0}
     for name in torch._C._dispatch_get_all_op_names():
         base, _, overload = name.partition(".")
@@ -165,9 +169,20 @@ def test_an_allowed_operator_that_takes_text_takes_a_tensor_too() -> None:
             kinds = {str(argument.type) for argument in found._schema.arguments}
             texts = any("str" in kind for kind in kinds)
             tensors = any("Tensor" in kind for kind in kinds)
-            assert not (only_computes(found) and texts and not tensors), name
+            if only_computes(found) and texts and not tensors:
+                assert asserts(found), name
+                assert not found._schema.returns, name
             assert not (only_computes(found) and "file" in name), name
     assert min(counts.values()) > 900
+
+
+@pytest.mark.parametrize("text", ["/dev/full", "%s %n {0}", ""])
+def test_the_text_of_an_assertion_is_a_message_and_nothing_else(text: str) -> None:
+    check: Any = function_named("aten._assert_scalar.default")
+    assert check(True, text) is None
+    with pytest.raises(RuntimeError) as caught:
+        check(False, text)
+    assert text in str(caught.value)
 
 
 def test_other_namespaces_are_opened_by_name(tmp_path: Path) -> None:

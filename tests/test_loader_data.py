@@ -173,5 +173,5 @@ def test_what_is_no_data_is_refused(
 def test_a_call_with_other_names_says_what_the_program_takes(program: fx.Program) -> None:
     for wrong in ({"x": torch.ones(2, 4)}, {"input": torch.ones(2, 4), "mask": None}, {}):
         task = fx.Task([wrong])
-        with pytest.raises(PlanError, match=r"program takes(: input| input, as it was captured)"):
+        with pytest.raises(PlanError, match=r"program takes:? input"):
             fx.apply(replace(program, task=task), LeastSquaresPruning(ratio=0.5))

@@ -459,8 +459,8 @@ def test_layers_that_share_a_rotation_are_paired_each() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lam": -1.0}, "lam=-1.0 is a ridge"),
-        ({"rescoring": "lazy"}, "rescoring='lazy'"),
+        ({"lam": -1.0}, "lam must be a number of at least 0, not -1.0"),
+        ({"rescoring": "lazy"}, "rescoring must be .* not 'lazy'"),
         ({"aggregate": "mean_of_scores"}, "reconstruction='none'"),
         ({"kernel": "arccos"}, "reconstruction='linear'"),
     ],

@@ -145,6 +145,39 @@ def test_a_model_for_one_batch_size_is_captured_for_that_size() -> None:
     assert capture(model, (torch.randn(1, 4),)).dynamic == ({},)
 
 
+class Histogram(nn.Module):
+    """Torch knows the shapes of its result by running it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.histogram(x, 4, range=(-1.0, 1.0)).hist
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_operator_traced_at_fixed_sizes_alone_fixes_the_batch(
+    batch: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.randn(batch, 4)
+    captured = capture(Histogram(), (x,))
+    assert captured.dynamic == ({},)
+    assert torch.equal(captured.module(x), Histogram()(x))
+    assert "one batch size only" in caplog.text
+    with pytest.raises(CaptureError, match=r"histogram(.*\n)*.*register_fake"):
+        capture(Histogram(), (torch.randn(3, 4),), dynamic={0: {0: "n"}})
+
+
+def test_an_operator_that_torch_cannot_trace_at_all_is_refused() -> None:
+    @torch.library.custom_op("threadtest::untold", mutates_args=())
+    def untold(x: Tensor) -> Tensor:
+        return x.clone()
+
+    class Untold(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return untold(x)
+
+    with pytest.raises(CaptureError, match="untold"):
+        capture(Untold(), (torch.randn(3, 4),))
+
+
 class Counts(nn.Module):
     """Needs the batch as a plain number."""
 

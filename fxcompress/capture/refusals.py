@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ _HINTS_FOR_TORCH = (
     "User Stack",
 )
 """How lines begin that are about torch's own logs and options."""
+_OPTIONS_OF_TORCH = re.compile(r" (For more information, run with|If you're using) .*")
+"""Ends of lines about the same."""
 
 _ADVICE = (
     (
@@ -40,7 +43,13 @@ _ADVICE = (
     ),
     (
         ("Constraints violated", "specialized", "dynamic_shapes", "dynamic shape"),
-        "ask for fewer free axes: dynamic='batch', or dynamic=None to fix every size",
+        "ask for fewer free axes: dynamic='batch', or dynamic=None to fix every size; or give "
+        "an example of a size from which the forward does as for others",
+    ),
+    (
+        ("UnsupportedOperatorException",),
+        "torch knows no shapes for this operator at free sizes: register them with "
+        "torch.library.register_fake, or fix every size with dynamic=None",
     ),
 )
 _DEFAULT_ADVICE = (
@@ -105,7 +114,8 @@ def _differs(name: str, given: object, expected: object) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = (_OPTIONS_OF_TORCH.sub("", line).strip() for line in str(error).splitlines())
+    text = [line for line in lines if line]
     kept = [line for line in text if not line.startswith(_HINTS_FOR_TORCH)][:_REASON_LINES] or [""]
     return f"{type(error).__name__}: " + "\n          ".join(kept)
 

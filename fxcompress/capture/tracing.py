@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stderr, suppress
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import UnsupportedOperatorException
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -77,8 +78,12 @@ def _fixed_after(
 
 
 def _about_sizes(error: BaseException | None) -> bool:
-    """Whether torch reports that a size which it keeps free would have to be one number."""
-    return type(error).__module__ == _SYMBOLS or bool(_SIZE_WORDS.search(str(error)))
+    """Whether torch reports that a size which it keeps free would have to be one number.
+
+    So it would for an operator without a fake kernel: at fixed sizes torch runs the real one.
+    """
+    known = type(error).__module__ == _SYMBOLS or isinstance(error, UnsupportedOperatorException)
+    return known or bool(_SIZE_WORDS.search(str(error)))
 
 
 def _refuses(model: nn.Module, wide: Inputs) -> bool:

@@ -119,11 +119,6 @@ class Trainer(Checked):
                     f"training diverged: the loss is {value} in epoch {epoch}, batch {number}; "
                     f"lower lr={self.lr}, or give some warmup or clip"
                 )
-            if not loss.requires_grad:
-                raise FxCompressError(
-                    f"the loss of batch {number} hangs on none of the parameters that are to be "
-                    "trained; free others, or see that the loss is computed from the output"
-                )
             optimizer.zero_grad()
             loss.backward()
             if self.clip is not None:
