@@ -16,13 +16,13 @@ from torch.nn import functional
 UNITS = 8
 
 
-def twins(module: nn.Module, dim: int = 0) -> nn.Module:
-    """Make neighbours equal along `dim` of every parameter and statistic of a layer."""
+def twins(module: nn.Module, dim: int = 0, run: int = 1) -> nn.Module:
+    """Make neighbours, each `run` long, equal along `dim` of every parameter and statistic."""
     with torch.no_grad():
         for value in (*module.parameters(), *module.buffers()):
             if value.dim() > dim and value.shape[dim] > 1:
-                half = value.index_select(dim, torch.arange(0, value.shape[dim], 2))
-                value.copy_(half.repeat_interleave(2, dim))
+                pairs = value.unflatten(dim, (-1, 2, run))
+                pairs.copy_(pairs.narrow(dim + 1, 0, 1).clone().expand_as(pairs))
     return module
 
 
@@ -41,10 +41,11 @@ class Read(nn.Module):
 
 
 class Image(nn.Module):
-    """Twin channels of a convolution through what reads them."""
+    """Twin channels of a convolution, or twin runs of them, through what reads them."""
 
-    def __init__(self, **parts: nn.Module):
+    def __init__(self, run: int = 1, **parts: nn.Module):
         super().__init__()
+        self.run = run
         self.up = nn.Conv2d(5, UNITS, 3, padding=1)
         self.parts = nn.ModuleDict(parts)
 
@@ -116,9 +117,10 @@ def head() -> nn.Module:
 
 def doubled_up(net: nn.Module) -> nn.Module:
     """Twins in every layer that has the units on its first axis."""
+    run: Any = getattr(net, "run", 1)
     for name, part in net.named_modules():
         if name.split(".")[-1] in ("up", "gate", "norm", "deep", "q", "k", "v"):
-            twins(part, 1 if isinstance(part, nn.Embedding) else 0)
+            twins(part, 1 if isinstance(part, nn.Embedding) else 0, run)
     return net
 
 
@@ -153,6 +155,12 @@ READERS: dict[str, Callable[[], nn.Module]] = {
     ),
     "grouped": lambda: Image(
         deep=nn.Conv2d(UNITS, UNITS, 3, groups=2), act=nn.ReLU(), head=nn.Conv2d(UNITS, 3, 1)
+    ),
+    "groups alike": lambda: Image(
+        run=UNITS // 2,
+        deep=nn.Conv2d(UNITS, UNITS, 3, groups=2),
+        act=nn.ReLU(),
+        head=nn.Conv2d(UNITS, 3, 1),
     ),
     "transposed": lambda: Image(head=nn.ConvTranspose2d(UNITS, 3, 3)),
     "flattened": lambda: Image(flat=nn.Flatten(), head=nn.Linear(UNITS * 7 * 4, 3)),

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 import fxcompress as fx
+from fxcompress.groups import ChannelGroup
 from fxcompress.passes import Folding, ProjectivePruning
 from fxcompress.program import Program
+from fxcompress.projection import unit_rows
 from models import normal, randomize
 from nets_readers import READERS, doubled_up
 
 ROUNDING = 1e-12  # float64
 RIDGE = 1e-9  # the method solves with a ridge of 1e-11, where twins have coefficients 1 - O(ridge)
-UNMERGED = ("heads",)  # only the dims of heads are twins in these nets
+WRITERS = ("produce", "table", "affine")
 
 
 def twin_program(name: str) -> Program:
@@ -24,11 +26,27 @@ def twin_program(name: str) -> Program:
 
 
 def of_twins(program: Program) -> tuple[str, ...]:
+    """The groups whose units are equal in pairs; heads, or the groups of a convolution, of twin
+    channels need not be.
+    """
     return tuple(
         group.name
         for group in program.groups
-        if not group.frozen and group.kind not in UNMERGED and group.units % 2 == 0
+        if not group.frozen and group.units % 2 == 0 and are_twins(program, group)
     )
+
+
+def are_twins(program: Program, group: ChannelGroup) -> bool:
+    """Whether everything that writes or scales the units is equal for neighbours."""
+    coupling, state = program.analysis.coupling, program.module.state_dict()
+    rows = [
+        unit_rows(
+            state[s.parameter], coupling.parameters[s.parameter], group.factor, group.over, s.dim
+        )
+        for s in group.sites
+        if s.role in WRITERS
+    ]
+    return all(torch.equal(each[:, 0::2], each[:, 1::2]) for each in rows)
 
 
 def lost(program: Program, small: Program) -> float:
@@ -48,6 +66,15 @@ METHODS: dict[str, tuple[Folding | ProjectivePruning, float]] = {
         RIDGE,
     ),
 }
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_net_has_twins(name: str) -> None:
+    """The law below is not empty."""
+    found = of_twins(twin_program(name))
+    assert bool(found) == (name != "output"), found
+    if name == "groups alike":
+        assert found == ("up:channels.2",)
 
 
 @pytest.mark.parametrize("method", METHODS)
