@@ -117,13 +117,14 @@ def _visit(
 
 def _can_be_zeroed(ctx: Context, name: str) -> bool:
     """Whether masking makes units of a tensor zero: those of a parameter, or of a constant that is
-    zero. A buffer or another constant is a number in the model's function.
+    zero. A buffer or another constant is a number in the model's function, and one without a value
+    (on the meta device) may be any.
     """
     value = find_tensor(ctx.module, name)
     assert value is not None
     if isinstance(value, nn.Parameter):
         return True
-    return is_constant(name) and not bool(value.any())
+    return is_constant(name) and not value.is_meta and not bool(value.any())
 
 
 def _reparametrized(ctx: Context, node: fx.Node) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxcompress as fx
@@ -36,6 +38,31 @@ def test_shapes_on_the_meta_device_are_those_of_a_model_with_values(name: str) -
     assert "meta device" in str(found.report)
     outputs = found(*_on(args), **_on(kwargs))
     assert all(leaf.is_meta for leaf in pytree.tree_leaves(outputs))
+
+
+class Number(nn.Module):
+    """Units through a function of a number in the graph, and a sum that no weight shields."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.function = nn.Linear(4, 6), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = torch.full((), 2.0, device=x.device)
+        out: Tensor = self.function(self.first(x), number).to(x.dtype).sum(-1)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("function", "exact"),
+    [(torch.mul, True), (torch.div, True), (torch.add, False), (torch.eq, False)],
+    ids=["mul", "div", "add", "eq"],
+)
+def test_a_number_without_a_value_may_be_any(
+    function: Callable[[Tensor, Tensor], Tensor], exact: bool
+) -> None:
+    program = fx.compile(Number(function).to("meta"), (torch.ones(2, 4, device="meta"),))
+    assert next(g.exact for g in program.groups if g.name == "first") == exact
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,8 @@ class _Run:
         if not all(is_tensor(operand) or is_size(operand) for operand in node.all_input_nodes):
             return None
         given = ((operand, constant_of(ctx.module, operand)) for operand in node.all_input_nodes)
-        return _Run(node, {op: c for op, c in given if c is not None and c.numel() == 1})
+        known = ((op, c) for op, c in given if c is not None and not c.is_meta)  # meta: no value
+        return _Run(node, {op: c for op, c in known if c.numel() == 1})
 
     @property
     def result(self) -> torch.dtype:
@@ -136,14 +137,18 @@ class _Run:
         args = fx.node.map_arg((self.node.args, self.node.kwargs), names.__getitem__)
         return self.node.target, repr(args), kinds
 
-    def draws(self, chosen: frozenset[fx.Node]) -> Iterator[dict[fx.Node, Tensor]]:
-        """Random operands, positive where they are `chosen`; constants of one entry as they are."""
+    def draws(
+        self, chosen: frozenset[fx.Node], zeros: bool = False
+    ) -> Iterator[dict[fx.Node, Tensor]]:
+        """Random operands, positive where they are `chosen`, and elsewhere, where `zeros` are asked
+        for, with some zeros among them; constants of one entry as they are.
+        """
         for trial in range(_TRIALS):
             generator = torch.Generator().manual_seed(trial)
             yield {
                 node: self.constants[node].cpu()
                 if node in self.constants and node not in chosen
-                else _random(node, generator, node in chosen)
+                else _random(node, generator, node in chosen, zeros)
                 for node in self.operands
             }
 
@@ -160,7 +165,7 @@ class _Run:
 
 def _response(run: _Run, masked: frozenset[fx.Node]) -> Response:
     zero, singular, seen = True, False, not masked
-    for values in run.draws(masked):
+    for values in run.draws(masked, zeros=True):
         usual = run(values)
         found = run(values | {node: torch.zeros_like(values[node]) for node in masked})
         usable = torch.isfinite(usual) if masked else torch.ones_like(found, dtype=torch.bool)
@@ -210,12 +215,18 @@ def _item(value: Tensor | None) -> Any:
     return None if value is None else repr(value.reshape(()).item())
 
 
-def _random(node: fx.Node, generator: torch.Generator, positive: bool) -> Tensor:
-    """Values that are not zero, of both signs or positive; double where they are real."""
+def _random(
+    node: fx.Node, generator: torch.Generator, positive: bool, zeros: bool = False
+) -> Tensor:
+    """Values of both signs, with `zeros` among them or none, or positive; double where real."""
     size, dtype = _small(node), dtype_of(node)
     if dtype == torch.bool:
         return torch.randint(2, size, generator=generator).bool()
-    sign = 1 if positive else torch.randint(2, size, generator=generator) * 2 - 1
+    sign = torch.ones(size, dtype=torch.int64)
+    if not positive:
+        sign = torch.randint(2, size, generator=generator) * 2 - 1
+        if zeros:
+            sign = sign * torch.randint(3, size, generator=generator).clamp(max=1)
     if not (dtype.is_floating_point or dtype.is_complex):
         return (torch.randint(1, 4, size, generator=generator) * sign).to(dtype)
     values = (0.25 + 2 * torch.rand(size, generator=generator, dtype=torch.float64)) * sign
