@@ -30,7 +30,7 @@ def example(groups: int = 2) -> Report:
         frozen=(FrozenGroup("fc", "an output of the model (at output)", 10),),
         passes=(PassRun("MagnitudePruning(ratio=0.5)", 0.25, ("layer1: 61 -> 64",)),),
         checks=(
-            Check("zero-mask", 1e-7, 1e-5, ok=True, where="MagnitudePruning"),
+            Check("zero-mask", 1e-7, 1e-5, ok=True, where="MagnitudePruning", zeroed_error=2e-7),
             Check("shapes", None, None, ok=True),
         ),
         unknown={"aten.cumsum.default": ("cumsum",)},
@@ -56,6 +56,7 @@ def test_the_dictionary_has_the_keys_that_others_rely_on() -> None:
     assert data["verification"] == {
         "kind": "zero-mask",
         "max_relative_error": 1e-7,
+        "zeroed_error": 2e-7,
         "tolerance": 1e-5,
         "ok": True,
     }

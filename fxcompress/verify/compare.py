@@ -22,7 +22,8 @@ TOLERANCE: Mapping[torch.dtype, float] = {
 def distance(found: Any, reference: Any) -> tuple[float, bool]:
     """The largest difference over the largest reference value, and whether `found` is finite.
 
-    Tensors are compared one by one; places where the reference is not finite are left out.
+    Tensors are compared one by one, complex numbers by the magnitude of what lies between them;
+    places where the reference is not finite are left out.
     """
     pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(reference), strict=True)
     worst, finite = 0.0, True
@@ -33,7 +34,8 @@ def distance(found: Any, reference: Any) -> tuple[float, bool]:
             return float("inf"), False
         if a.numel() == 0:
             continue
-        a, b = a.detach().to(torch.float64), b.detach().to(torch.float64)
+        kind = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+        a, b = a.detach().to(kind), b.detach().to(kind)
         usable = torch.isfinite(b)
         finite = finite and bool(torch.isfinite(a[usable]).all())
         gap = (a - b)[usable].abs()
@@ -49,7 +51,8 @@ def coarsest_dtype(module: CapturedModule) -> torch.dtype:
     """The coarsest floating type anything is computed in; a model may cast in its forward."""
     kinds = {p.dtype for p in module.parameters()}
     kinds.update(dtype_of(node) for node in module.graph.nodes if is_tensor(node))
-    floats = [kind for kind in kinds if kind in TOLERANCE]
+    reals = (kind.to_real() if kind.is_complex else kind for kind in kinds)
+    floats = [kind for kind in reals if kind in TOLERANCE]
     return max(floats, key=TOLERANCE.__getitem__, default=torch.float32)
 
 
@@ -59,13 +62,16 @@ def is_vacuous(outputs: Any) -> bool:
 
 
 def drawn(tensor: Tensor) -> Tensor:
-    """Normal values in the place of floating ones, always the same."""
-    if not tensor.is_floating_point():
+    """Normal values in the place of floating and complex ones, always the same."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(tensor.shape, generator=generator).to(tensor)
+    kind = torch.complex64 if tensor.is_complex() else torch.float32
+    return torch.randn(tensor.shape, generator=generator, dtype=kind).to(tensor)
 
 
 def doubled(tensor: Tensor) -> Tensor:
-    """The tensor in double precision, if it is of a floating type."""
+    """The tensor in double precision, if it is of a floating or complex type."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
     return tensor.double() if tensor.is_floating_point() else tensor

@@ -22,13 +22,7 @@ def refuse_unequal_draws(
     Raises:
         VerificationError: A node draws, and its shape is another one in the new program.
     """
-    twins = {node.name: node for node in new.graph.nodes}
-    unequal = [
-        node
-        for node in drawing_nodes(old, args, kwargs)
-        if is_tensor(node)
-        and (node.name not in twins or shape_of(twins[node.name]) != shape_of(node))
-    ]
+    unequal = unequal_draws(old, new, args, kwargs)
     if unequal:
         which = ", ".join(f"'{node.name}' ({node.target})" for node in unequal)
         raise VerificationError(
@@ -36,6 +30,19 @@ def refuse_unequal_draws(
             "its outputs cannot be compared; take the randomness out of the model, pin what it "
             "draws for with pin=, or compile with verify=False"
         )
+
+
+def unequal_draws(
+    old: CapturedModule, new: CapturedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[fx.Node]:
+    """The nodes of `old` that draw random numbers and have another shape in `new`, or none."""
+    twins = {node.name: node for node in new.graph.nodes}
+    return [
+        node
+        for node in drawing_nodes(old, args, kwargs)
+        if is_tensor(node)
+        and (node.name not in twins or shape_of(twins[node.name]) != shape_of(node))
+    ]
 
 
 def drawing_nodes(
