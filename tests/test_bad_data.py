@@ -171,3 +171,21 @@ def test_a_metric_is_one_number() -> None:
     for metric in metrics:
         with pytest.raises(fx.FxCompressError, match="metric"):
             evaluate(program().module, fx.Task([GOOD], metric=metric))
+
+
+def test_a_model_without_a_gradient_is_refused_in_words() -> None:
+    """ReLU's gradient needs what the write in place takes away."""
+
+    class Overwritten(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(torch.relu(self.up(x)).add_(0.3))  # type: ignore[no-any-return]
+
+    x = torch.randn(2, 4)
+    task = fx.Task([(x, torch.zeros(2, 3))], nn.functional.mse_loss)
+    program = fx.compile(Overwritten(), (x,), task=task)
+    with pytest.raises(fx.PlanError, match=r"has no gradient.*operation in place"):
+        fx.apply(program, fx.passes.TaylorPruning(ratio=0.5))

@@ -20,7 +20,7 @@ from fxcompress.program import Program
 from fxcompress.state import forked
 from fxcompress.task import Task
 from fxcompress.train.batches import call
-from fxcompress.train.quality import depends, loss_of
+from fxcompress.train.quality import depends, differentiate, loss_of
 
 Tap = Callable[[Tensor, Tensor], None]
 Place = str | tuple[str, str]
@@ -121,7 +121,7 @@ class _Recorder:
         with torch.enable_grad():
             loss = self._loss(task, inputs, labels)
             self.values.clear()
-            (loss * size).backward()
+            differentiate(loss * size, self.who)
         for name, leaf in self.leaves.items():
             if leaf.grad is None:
                 continue

@@ -71,5 +71,20 @@ def depends(loss: Tensor, who: str) -> Tensor:
     return loss
 
 
+def differentiate(loss: Tensor, who: str) -> None:
+    """Add the loss's gradients to those of the parameters.
+
+    Raises:
+        PlanError: The model cannot be differentiated.
+    """
+    try:
+        loss.backward()
+    except RuntimeError as error:  # torch's word for a model that cannot be trained
+        raise PlanError(
+            f"{who}: the model has no gradient: {said(error)}; "
+            "an operation in place may write to a value that its gradient needs"
+        ) from error
+
+
 def _told(labels: Any) -> str:
     return "a batch without labels" if labels is None else "a batch"

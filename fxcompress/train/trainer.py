@@ -14,7 +14,7 @@ from fxcompress.arguments import Checked, Interval, NotNegative, Positive, Seed,
 from fxcompress.errors import FxCompressError
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call
-from fxcompress.train.quality import depends, loss_of
+from fxcompress.train.quality import depends, differentiate, loss_of
 from fxcompress.train.reading import EMPTY
 
 
@@ -120,7 +120,7 @@ class Trainer(Checked):
                     f"lower lr={self.lr}, or give some warmup or clip"
                 )
             optimizer.zero_grad()
-            loss.backward()
+            differentiate(loss, "training")
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(module.parameters(), self.clip)
             optimizer.step()
