@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.ambient import EXCLUSIVE
 from fxcompress.arguments import Checked
+from fxcompress.capture.tracing import evaluating
 from fxcompress.errors import ExportError
 from fxcompress.export.names import input_names, named_outputs, unique_names
-from fxcompress.graph import CapturedModule
 from fxcompress.state import forked, preserved
 
 
@@ -136,21 +136,8 @@ def inference_module(program: Exportable) -> Iterator[nn.Module]:
     """
     with EXCLUSIVE:
         module = _on_cpu(program.module)
-        parts = [(part, part.training) for part in module.modules()]
-        # Only the flags, as torch's own exported modules refuse eval(); in ours, nodes hold it too.
-        captured = [(part, mode) for part, mode in parts if isinstance(part, CapturedModule)]
-        for part, _ in parts:
-            part.training = False
-        for part, _ in captured:
-            part.eval()
-        try:
-            with torch.no_grad(), preserved(module), forked(module):
-                yield module
-        finally:
-            for part, mode in captured:
-                part.train(mode)
-            for part, mode in parts:
-                part.training = mode
+        with evaluating(module), torch.no_grad(), preserved(module), forked(module):
+            yield module
 
 
 def run_module(module: nn.Module, inputs: Inputs, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
