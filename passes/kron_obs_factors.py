@@ -20,6 +20,7 @@ from fxcompress.calibrate.observe import observe
 from fxcompress.calibrate.reads import Window, window_of
 from fxcompress.calibrate.running import runner
 from fxcompress.errors import PlanError
+from fxcompress.graph import find_tensor
 from fxcompress.program import Program
 from fxcompress.rules.schema import arguments, packet_of
 from fxcompress.state import forked
@@ -130,7 +131,7 @@ def factors_of(
     independent = batching_of(program, inputs).independent
     nodes = {node.name: node for node in program.module.graph.nodes}
     inner = {name: _Gram() for name in calls}
-    outer = {name: _Gram() for name in calls}
+    outer = {name: _Gram(_square(program, name)) for name in calls}
     observed: dict[str, list[tuple[_Layer, _Gram]]] = {}
     watched: dict[Place, Tap] = {}
     for weight, names in calls.items():
@@ -145,6 +146,13 @@ def factors_of(
         weight: Factors(inner[weight].total / count, outer[weight].total / count)
         for weight in calls
     }
+
+
+def _square(program: Program, weight: str) -> Tensor:
+    """Zeros of the shape of G: what stays of a layer that no gradient reaches."""
+    value = find_tensor(program.module, weight)
+    assert value is not None
+    return value.new_zeros((len(value), len(value)), dtype=torch.float64)
 
 
 @dataclass

@@ -253,3 +253,26 @@ def test_refusals_say_what_to_do() -> None:
     task = fx.Task([(args[0], torch.zeros(2).long())], lambda y, t: y.sum())
     with pytest.raises(PlanError, match="take the data's own with labels='data'"):
         KronOBSPruning(ratio=0.5).plan(fx.compile(model, args, task=task))
+
+
+def test_a_layer_that_no_gradient_reaches_weighs_nothing() -> None:
+    """Its values choose rows of a table; they are read, but not through anything smooth."""
+
+    class Chooser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.choose, self.table = nn.Linear(4, 6), nn.Embedding(6, 8)
+            self.up, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = torch.stack((self.choose(x), self.choose(x) * 0.5)).sum(0).argmax(-1)
+            return self.head(F.relu(self.up(x)) + self.table(rows))  # type: ignore[no-any-return]
+
+    x, labels = normal(5, 4).double(), torch.arange(5) % 3
+    task = fx.Task([(x, labels)], F.cross_entropy)
+    dense = fx.compile(Chooser().double(), (x,), task=task)
+    calls = {"choose.weight": ["linear"], "head.weight": ["linear_3"]}
+    factors = factors_of(dense, calls, "the test")["choose.weight"]
+    assert factors.outputs.shape == (6, 6)
+    assert not bool(factors.outputs.any())
+    assert fx.apply(dense, KronOBSPruning(ratio=0.5, round_to=1)).report.verification is not None
