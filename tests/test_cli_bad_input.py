@@ -183,8 +183,14 @@ def _process(*words: str, **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "fxcompress", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=_hear_interrupts, **options
     )  # fmt: skip
+
+
+def _hear_interrupts() -> None:
+    """As in a terminal, however the tests were started: what runs behind a shell ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_is_130_and_no_traceback() -> None:
