@@ -212,3 +212,22 @@ def test_what_was_kept_is_told_by_every_name_that_there_is(name: str) -> None:
         sizes = find_tensor(program.module, key).shape  # type: ignore[union-attr]
         assert all(a is None or len(a) == n for a, n in zip(axes, sizes, strict=True))
         assert names[key] <= program.kept.keys()
+
+
+def test_a_norm_that_cannot_be_tried_alone_is_said() -> None:
+    """Its forward pass wants more than a batch, so no batch of ours can be given to it."""
+
+    class Scaled(nn.BatchNorm1d):
+        def forward(self, x: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+            return super().forward(x) * scale
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm = nn.Linear(4, 6), Scaled(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.up(x), 0.5)  # type: ignore[no-any-return]
+
+    report = fx.compile(Net(), (torch.randn(3, 4),)).report
+    assert any("norm: this norm could not be tried alone" in note for note in report.training)

@@ -36,7 +36,7 @@ def note_norms(module: CapturedModule, model: nn.Module | None) -> Iterator[str]
         model: What it was captured from. Without it a norm is taken for one of torch's own.
 
     Yields:
-        What to tell about norms that train in another way than any of these.
+        What to tell about norms that train in another way than any of these, or could not be tried.
     """
     for node in module.graph.nodes:
         if node.target not in NORMS or node.meta.get(FIXED_MODE):
@@ -49,7 +49,19 @@ def note_norms(module: CapturedModule, model: nn.Module | None) -> Iterator[str]
         count = find_tensor(module, counter)
         if leaf != "running_mean" or count is None or count.is_floating_point() or count.ndim:
             continue
-        habit = _habit(node, None if model is None else model.get_submodule(path))
+        norm = None if model is None else model.get_submodule(path)
+        try:
+            if norm is None or count.is_meta:
+                habit: _Habit | None = _conventional(node, norm)
+            else:
+                habit = _observed(node, norm)
+        except Exception as error:  # a norm is anybody's code
+            yield (
+                f"{path or 'the model'}: this norm could not be tried alone "
+                f"({type(error).__name__}: {error}); in training the program keeps its running "
+                "statistics as torch's own norms do"
+            )
+            habit = _conventional(node, norm)
         if habit is None:
             yield (
                 f"{path or 'the model'}: this norm keeps its running statistics in a way of its "
@@ -60,13 +72,8 @@ def note_norms(module: CapturedModule, model: nn.Module | None) -> Iterator[str]
             node.meta[CUMULATIVE] = habit.cumulative
 
 
-def _habit(node: fx.Node, norm: nn.Module | None) -> _Habit | None:
-    """What the norm does, None if that is nothing known."""
-    if norm is not None:
-        try:
-            return _observed(node, norm)
-        except Exception:
-            pass
+def _conventional(node: fx.Node, norm: nn.Module | None) -> _Habit:
+    """What one of torch's own norms does."""
     none = _momentum(node) == 0 if norm is None else vars(norm).get("momentum", 0) is None
     counts = node.target is not aten.instance_norm.default
     return _Habit(counts, counts and none)
@@ -79,6 +86,7 @@ def _momentum(node: fx.Node) -> float:
 
 
 def _observed(node: fx.Node, norm: nn.Module) -> _Habit | None:
+    """What the norm does with two batches, None if that is nothing known."""
     twin = copy.deepcopy(norm)
     for part in twin.modules():
         part.training = True
