@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxcompress.ambient import EXCLUSIVE
+from fxcompress.capture import tracing
 from fxcompress.graph import CapturedModule, clone_graph, dynamic_dims, is_tensor
 from fxcompress.state import forked, isolated, preserved
 from fxcompress.verify import TOLERANCE, distance
@@ -118,15 +119,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     One thread at a time: a class may ask torch whether it is being exported.
     """
-    with EXCLUSIVE:
-        modes = [(module, module.training) for module in model.modules()]
-        for module, _ in modes:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    with EXCLUSIVE, tracing.evaluating(model):
+        yield
 
 
 def beside(given: Inputs, model: nn.Module) -> Inputs:
