@@ -26,8 +26,8 @@ sys.path.append(str(HERE.parent / "examples"))
 from outcome import CONSOLE, tabled, written  # noqa: E402
 from subjects import SUBJECTS  # noqa: E402
 
-from fxcompress.export.machine import this_machine  # noqa: E402
-from fxcompress.files import write_text  # noqa: E402
+from fxcompress.export.timing.machine import this_machine  # noqa: E402
+from fxcompress.files.write import write_text  # noqa: E402
 
 MOST_TIME, MOST_MEMORY = 1.0, 2.5
 MEMORY = ("memory-export", "memory-compile")

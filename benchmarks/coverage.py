@@ -33,8 +33,8 @@ from coverage_parts import PARTS, THEIRS  # noqa: E402
 from coverage_run import Runs  # noqa: E402
 from coverage_table import page, summary  # noqa: E402
 
-from fxcompress.export.machine import this_machine  # noqa: E402
-from fxcompress.files import write_text  # noqa: E402
+from fxcompress.export.timing.machine import this_machine  # noqa: E402
+from fxcompress.files.write import write_text  # noqa: E402
 
 
 def zoo_folder() -> Path:

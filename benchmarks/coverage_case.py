@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 import fxcompress as fx
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import capture
+from fxcompress.edit.rewrite import rewrite
 from fxcompress.program import Program
-from fxcompress.rewrite import rewrite
 from fxcompress.verify import verify
 
 RATIO = 0.5

@@ -19,11 +19,11 @@ from torch.utils import _pytree as pytree
 
 import fxcompress as fx
 from fxcompress.capture import capture
-from fxcompress.graph import CapturedModule, dtype_of, is_tensor
-from fxcompress.masked import masked_forward
-from fxcompress.plan import Project
+from fxcompress.edit.plan import Project
+from fxcompress.edit.rewrite import Kept, rewrite
+from fxcompress.graph.captured import CapturedModule, dtype_of, is_tensor
 from fxcompress.program import Program
-from fxcompress.rewrite import Kept, rewrite
+from fxcompress.verify.masked import masked_forward
 
 Figures = dict[str, Any]
 DIRECTIONS = (".weight_v", "parametrizations.weight.original1")

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fxcompress.export.machine import this_machine
-from fxcompress.files import write_text, written
+from fxcompress.export.timing.machine import this_machine
+from fxcompress.files.write import write_text, written
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"

@@ -28,7 +28,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import fxcompress as fx
 from fxcompress import passes
-from fxcompress.files import write_text
+from fxcompress.files.write import write_text
 
 NETS, LAYERS, CALIBRATION = 10, ("fc0", "fc1", "fc2"), 2000
 WIDTHS = {

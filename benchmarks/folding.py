@@ -30,9 +30,9 @@ from evidence import DOCS, Points, page, plot, shared, table  # noqa: E402
 from resnet_run import Varied  # noqa: E402
 
 import fxcompress as fx  # noqa: E402
-from fxcompress.files import write_text  # noqa: E402
+from fxcompress.files.write import write_text  # noqa: E402
 from fxcompress.passes import Folding, MagnitudePruning, RecalibrateBatchNorm  # noqa: E402
-from fxcompress.passes.folding_clusters import kmeans, special  # noqa: E402
+from fxcompress.passes.folding.clusters import kmeans, special  # noqa: E402
 from fxcompress.train import evaluate  # noqa: E402
 
 SHORTCUTS = ("conv1.weight:out", "*.conv2.weight:out")

@@ -4,7 +4,7 @@
 
 From the Gram matrix of n rows of m columns, every way removes n/2 rows:
 
-- *ours*: `fxcompress.elimination.eliminate`, ``static`` (and ``scaled``, and without a ridge);
+- *ours*: `fxcompress.passes.elimination`, ``static`` (and ``scaled``, and without a ridge);
 - *downdates*: the inverse and all scores updated on full matrices after every removal, a rank-one
   update and one pass over the inverse; each of its steps costs the same, so for large n some steps
   are timed and the sum is scaled;
@@ -31,8 +31,8 @@ import torch
 from evidence import DOCS, HERE, Points, page, plot, table
 from torch import Tensor
 
-from fxcompress.elimination import Elimination, Vectors, eliminate
-from fxcompress.files import write_text
+from fxcompress.files.write import write_text
+from fxcompress.passes.elimination import Elimination, Vectors, eliminate
 
 SIZES, TIMES, LAM = (256, 1024, 4096), (1, 4), 1e-3
 SAMPLE = 16

@@ -34,7 +34,7 @@ from resnet_run import (
     Run,
 )
 
-from fxcompress.files import write_text
+from fxcompress.files.write import write_text
 
 OWN = "least squares"
 """How the names of our own method's settings begin."""

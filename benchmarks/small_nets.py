@@ -26,7 +26,7 @@ from methods import METHODS
 from torch import Tensor, nn
 
 import fxcompress as fx
-from fxcompress.files import write_text
+from fxcompress.files.write import write_text
 from fxcompress.passes import RecalibrateBatchNorm
 from fxcompress.train import evaluate
 

@@ -34,7 +34,7 @@ from stories_llama import cross_entropy, logits
 
 import fxcompress as fx
 from fxcompress import passes
-from fxcompress.files import write_text
+from fxcompress.files.write import write_text
 from fxcompress.passes import LeastSquares, Magnitude, Selection, StructuredPass
 
 HELD, CALIBRATION, BATCH = 50, 48, 16

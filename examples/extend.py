@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress as fx
-from fxcompress.axes import Axes
-from fxcompress.graph import find_tensor
-from fxcompress.groups import ChannelGroup
+from fxcompress.analysis.groups import ChannelGroup
+from fxcompress.axes.expressions import Axes
+from fxcompress.axes.transforms import unit_rows
+from fxcompress.graph.captured import find_tensor
 from fxcompress.passes import StructuredPass
-from fxcompress.projection import unit_rows
 from fxcompress.rules import Context
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fxcompress.export import BenchmarkResult
-from fxcompress.files import write_text
+from fxcompress.files.write import write_text
 
 _WIDTH = 160
 CONSOLE = Console(width=None if os.isatty(1) else _WIDTH)

@@ -9,6 +9,7 @@ from fxcompress import export, passes
 from fxcompress.arguments import checked
 from fxcompress.budget import Budget
 from fxcompress.compiler import apply, compile
+from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.errors import (
     BudgetError,
     CaptureError,
@@ -20,10 +21,9 @@ from fxcompress.errors import (
     WriteBackError,
     WriteError,
 )
-from fxcompress.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.program import Program, load
 from fxcompress.rules import axis_rule
-from fxcompress.scan import Sensitivity, sensitivity
+from fxcompress.sensitivity import Sensitivity, sensitivity
 from fxcompress.task import Task
 from fxcompress.version import __version__
 

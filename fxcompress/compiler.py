@@ -11,20 +11,20 @@ from typing import Any
 from torch import Tensor
 
 from fxcompress.ambient import sealed
+from fxcompress.analysis.couple import check_pins
+from fxcompress.analysis.groups import names_after
 from fxcompress.arguments import Seed, checked
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import Captured, DynamicSpec, Source, capture
-from fxcompress.coupling import check_pins
+from fxcompress.edit.masks import masks_after
+from fxcompress.edit.plan import Plan
+from fxcompress.edit.rewrite import Kept, rewrite
 from fxcompress.errors import CaptureError, PlanError
-from fxcompress.graph import CapturedModule
-from fxcompress.groups import names_after
-from fxcompress.plan import Plan
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.tensors import has_values, names_of
 from fxcompress.program import Pass, Program
 from fxcompress.report import Change, FrozenGroup, GroupChange, PassRun, Report, SparseParameter
-from fxcompress.rewrite import Kept, rewrite
-from fxcompress.sparsity import masks_after
 from fxcompress.task import Task, as_task
-from fxcompress.tensors import has_values, names_of
 from fxcompress.verify import verify as verify_pass
 
 logger = logging.getLogger(__name__)

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from fxcompress import io
 from fxcompress.ambient import sealed
+from fxcompress.analysis.cost import Cost, CostModel, cost_model
+from fxcompress.analysis.couple import couple
+from fxcompress.analysis.groups import Analysis, ChannelGroup
 from fxcompress.arguments import FilePath, checked
-from fxcompress.cost import Cost, CostModel, cost_model
-from fxcompress.coupling import couple
+from fxcompress.edit.check import check_values
+from fxcompress.edit.finalize import finalize
+from fxcompress.edit.masks import Masks, Zeros, current_masks
+from fxcompress.edit.plan import Pattern, Plan
 from fxcompress.errors import FxCompressError, LoadError, PlanError, WriteBackError
-from fxcompress.explain import explain_groups, explain_path, matching_groups, shared_groups
-from fxcompress.finalize import finalize
-from fxcompress.graph import CapturedModule, clone_graph
-from fxcompress.groups import Analysis, ChannelGroup
-from fxcompress.plan import Pattern, Plan
+from fxcompress.explain.words import explain_groups, explain_path, matching_groups, shared_groups
+from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.tensors import has_values, names_of, replace_tensor, state_digest
 from fxcompress.report import Report
-from fxcompress.sparsity import Masks, Zeros, current_masks
 from fxcompress.task import Task
-from fxcompress.tensors import has_values, names_of, replace_tensor, state_digest
-from fxcompress.validate import check_values
 from fxcompress.writeback import write_back
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -170,7 +170,10 @@ class Program:
         Raises:
             PlanError: No group fits, too many do, or the format is not known.
         """
-        from fxcompress.drawing import draw_groups, draw_overview  # matplotlib is slow to import
+        from fxcompress.explain.drawing import (  # matplotlib is slow to import
+            draw_groups,
+            draw_overview,
+        )
 
         if ties is not None:
             found = shared_groups(self.analysis.coupling, self.groups, *ties)

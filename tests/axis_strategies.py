@@ -8,8 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxcompress.axes import UNIT, Concat, Expr, Factor, Space, concat, leaves, product
-from fxcompress.projection import Choice, Choices
+from fxcompress.axes.expressions import UNIT, Concat, Expr, Factor, Space, concat, leaves, product
+from fxcompress.axes.transforms import Choice, Choices
 
 
 @st.composite

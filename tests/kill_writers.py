@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fxcompress.drafts import is_draft
+from fxcompress.files.drafts import is_draft
 from writers import STEPS, WRITERS, Writer
 
 

@@ -18,12 +18,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from axis_strategies import kept
-from fxcompress.axes import Axes, Concat, Expr, Factor, leaves
-from fxcompress.coupling import Coupling
-from fxcompress.graph import CapturedModule, clone_graph, find_tensor, set_tensor
-from fxcompress.projection import Choice, Choices, select, stays, transform
-from fxcompress.rewrite import _mend, axis_choices
-from fxcompress.rules.schema import operands_of
+from fxcompress.analysis.coupling import Coupling
+from fxcompress.axes.expressions import Axes, Concat, Expr, Factor, leaves
+from fxcompress.axes.transforms import Choice, Choices, select, stays, transform
+from fxcompress.edit.rewrite import _mend, axis_choices
+from fxcompress.graph.captured import CapturedModule, clone_graph, find_tensor, set_tensor
+from fxcompress.graph.schema import operands_of
 
 UNOWNED = ("no layer produces it",)
 """Buffers alone make no channels; the law holds for them all the same."""

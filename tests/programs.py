@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 import fxcompress as fx
-from fxcompress.plan import Plan
+from fxcompress.edit.plan import Plan
 from fxcompress.program import Program
 from models import MODELS, build
 from seeded import once

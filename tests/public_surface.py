@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress as fx
-from fxcompress import calibrate, elimination, loaders, train
+from fxcompress import loaders, stats, train
 from fxcompress.budget import Sizing
-from fxcompress.calibrate import Read
+from fxcompress.passes import elimination
 from fxcompress.report import Report
+from fxcompress.stats import Read
 
 PACKAGES = {
     "fx": fx,
     "passes": fx.passes,
     "export": fx.export,
-    "calibrate": calibrate,
+    "stats": stats,
     "elimination": elimination,
     "loaders": loaders,
     "train": train,
@@ -36,7 +37,7 @@ PACKAGES = {
 RESULTS = {
     "fx.Program", "fx.Sensitivity", "export.BenchmarkResult", "export.CheckResult",
     "export.EngineFile", "export.EngineTiming", "export.OnnxFile", "export.ParsedNetwork",
-    "calibrate.Features", "calibrate.Gradients", "calibrate.Moments", "calibrate.Paired",
+    "stats.Features", "stats.Gradients", "stats.Moments", "stats.Paired",
     "elimination.Elimination", "elimination.Scores", "loaders.Loaded", "train.Progress",
 }  # fmt: skip
 """Classes that only the package itself makes; their methods are tried all the same."""
@@ -88,7 +89,7 @@ def _node() -> Any:
 @cache
 def _read() -> str:
     """The name of a node that a layer reads."""
-    return str(next(iter(calibrate.moments(program(), [group()])[group()].each)).value)
+    return str(next(iter(stats.moments(program(), [group()])[group()].each)).value)
 
 
 def _axes() -> Any:
@@ -187,21 +188,21 @@ VALID: dict[str, Valid] = {
     "export.parse": lambda _: {"path": _onnx()},
     "export.time_engine": lambda folder: {"engine": folder / "e"},
     "export.to_onnx": lambda folder: {"program": small(), "path": folder / "a.onnx"},
-    "calibrate.Read": lambda _: {"value": _read()},
-    "calibrate.gradients": lambda _: {"program": program()},
-    "calibrate.lined": lambda _: {"entries": torch.ones(1, 2, 3, 4), "gram": "units"},
-    "calibrate.moments": lambda _: {"program": program(), "groups": [group()]},
-    "calibrate.observe": lambda _: {"program": program(), "taps": {}},
-    "calibrate.paired_moments": lambda _: {
+    "stats.Read": lambda _: {"value": _read()},
+    "stats.gradients": lambda _: {"program": program()},
+    "stats.lined": lambda _: {"entries": torch.ones(1, 2, 3, 4), "gram": "units"},
+    "stats.moments": lambda _: {"program": program(), "groups": [group()]},
+    "stats.observe": lambda _: {"program": program(), "taps": {}},
+    "stats.paired_moments": lambda _: {
         "program": program(), "other": program().module, "group": group(), "reads": [Read(_read())],
         "gram": "units",
     },
-    "calibrate.places_of": lambda _: {"axes": _axes(), "factor": group().factor},
-    "calibrate.require_data": lambda _: {"program": program(), "who": "a test"},
-    "calibrate.unit_signals": lambda _: {
+    "stats.places_of": lambda _: {"axes": _axes(), "factor": group().factor},
+    "stats.require_data": lambda _: {"program": program(), "who": "a test"},
+    "stats.unit_signals": lambda _: {
         "value": torch.ones(2, 4), "axes": _axes(), "factor": group().factor
     },
-    "calibrate.window_of": lambda _: {"node": _node()},
+    "stats.window_of": lambda _: {"node": _node()},
     "elimination.Vectors": lambda _: {"gram": torch.eye(3, dtype=torch.float64)},
     "elimination.Vectors.of_gram": lambda _: {"gram": torch.eye(3, dtype=torch.float64)},
     "elimination.Vectors.of_rows": lambda _: {"rows": torch.eye(3, dtype=torch.float64)},

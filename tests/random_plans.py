@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fxcompress.axes import leaves
-from fxcompress.groups import ChannelGroup
-from fxcompress.plan import Plan, Project
+from fxcompress.analysis.groups import ChannelGroup
+from fxcompress.axes.expressions import leaves
+from fxcompress.edit.plan import Plan, Project
 from fxcompress.program import Program
 
 Way = Literal["matrices", "decoded", "mixture"]

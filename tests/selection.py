@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fxcompress.groups import ChannelGroup
-from fxcompress.plan import Plan, Project
+from fxcompress.analysis.groups import ChannelGroup
+from fxcompress.edit.plan import Plan, Project
 from fxcompress.program import Program
 
 

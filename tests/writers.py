@@ -21,14 +21,15 @@ from torch import Tensor, nn
 
 import fxcompress as fx
 from fxcompress.cli.compress import _write_back
-from fxcompress.curves import Curves
-from fxcompress.drawing import draw_overview
-from fxcompress.export import build_engine, tensorrt, to_onnx
-from fxcompress.export import onnx as exporter
-from fxcompress.export.exportable import inference_module, inputs_of
-from fxcompress.export.stamp import metadata_of
-from fxcompress.figures import write_figure
-from fxcompress.files import file_target, write_text
+from fxcompress.explain.drawing import draw_overview
+from fxcompress.export import build_engine, to_onnx
+from fxcompress.export.onnx import write as exporter
+from fxcompress.export.onnx.exportable import inference_module, inputs_of
+from fxcompress.export.onnx.stamp import metadata_of
+from fxcompress.export.runtimes import tensorrt
+from fxcompress.files.figures import write_figure
+from fxcompress.files.write import file_target, write_text
+from fxcompress.report.curves import Curves
 
 STEPS = 4
 """How many results there are; all numbers in the weights of one are its own."""

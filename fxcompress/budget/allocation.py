@@ -16,6 +16,8 @@ from math import floor
 
 from torch import Tensor
 
+from fxcompress.analysis.cost import Cost, CostModel
+from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.budget.exact import Choice, most_score
 from fxcompress.budget.families import (
     Family,
@@ -27,15 +29,13 @@ from fxcompress.budget.families import (
     score_path,
     uniform_path,
 )
-from fxcompress.budget.floor import unreachable
+from fxcompress.budget.minimum import unreachable
 from fxcompress.budget.options import Budget, Limits
 from fxcompress.budget.polynomial import cost_polynomials
 from fxcompress.budget.rounding import rounded, step_of
 from fxcompress.budget.scope import Scope
-from fxcompress.cost import Cost, CostModel
-from fxcompress.curves import Curves
 from fxcompress.errors import BudgetError
-from fxcompress.groups import ChannelGroup
+from fxcompress.report.curves import Curves
 
 STEPS = 30
 """Bisections of a path: enough to tell apart the widths of any family below a thousand million."""

@@ -14,10 +14,10 @@ from math import ceil, floor
 import torch
 from torch import Tensor
 
+from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.budget.options import Limits
 from fxcompress.budget.scope import Scope
 from fxcompress.errors import BudgetError
-from fxcompress.groups import ChannelGroup
 
 Scores = Mapping[ChannelGroup, Tensor]
 Path = Callable[[float], tuple[int, ...]]

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import reduce
 
-from fxcompress.axes import Concat, Expr, Factor
-from fxcompress.cost import CostModel
+from fxcompress.analysis.cost import CostModel
+from fxcompress.axes.expressions import Concat, Expr, Factor
 
 Monomial = tuple[int, ...]
 """Numbers of the families whose widths are multiplied, ascending, each as often as it occurs."""

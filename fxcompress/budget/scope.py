@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.budget.options import Limits
 from fxcompress.errors import BudgetError
-from fxcompress.groups import ChannelGroup
-from fxcompress.tensors import Names, names_of
+from fxcompress.graph.tensors import Names, names_of
 
 __all__ = ["Names", "Scope", "check_globs", "matches", "names_of", "scope_of", "touches"]
 

@@ -20,7 +20,7 @@ from fxcompress.canonicalize.spelling import (
     spell_out_splits,
     spell_out_squeezes,
 )
-from fxcompress.graph import CapturedModule, clone_graph
+from fxcompress.graph.captured import CapturedModule, clone_graph
 
 __all__ = ["REWRITES", "Rewrite", "canonicalize"]
 

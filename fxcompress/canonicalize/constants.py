@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
-from fxcompress.canonicalize.emit import emit
-from fxcompress.graph import (
+from fxcompress.graph.aliasing import alias_classes, mutated_inputs
+from fxcompress.graph.captured import (
     MODE_FLAGS,
     CapturedModule,
     aten,
@@ -23,6 +22,7 @@ from fxcompress.graph import (
     set_tensor,
     tensor_of,
 )
+from fxcompress.graph.emit import emit
 
 _LARGEST = 64 * 2**20
 """Bytes. A larger constant is cheaper to compute again than to keep and to save."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from fxcompress.graph import (
+from fxcompress.graph.captured import (
     CapturedModule,
     TensorMeta,
     find_tensor,
@@ -23,7 +23,7 @@ from fxcompress.graph import (
     set_tensor,
     shape_of,
 )
-from fxcompress.tensors import in_place_of
+from fxcompress.graph.tensors import in_place_of
 
 CONVOLUTIONS = tuple(f"aten::conv{n}d" for n in (1, 2, 3))
 TRANSPOSED = tuple(f"aten::conv_transpose{n}d" for n in (1, 2, 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxcompress.graph import CapturedModule
+from fxcompress.graph.captured import CapturedModule
 
 
 def sink_parameters(module: CapturedModule) -> int:

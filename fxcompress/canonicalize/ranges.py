@@ -20,9 +20,9 @@ import torch
 from torch import fx
 
 from fxcompress.canonicalize.constants import constant_of
-from fxcompress.canonicalize.emit import emit
 from fxcompress.canonicalize.fused import VIEWS, first_new_axis, layout_of, prefix_of, spelling_of
-from fxcompress.graph import CapturedModule, aten, dynamic_dims, shape_of
+from fxcompress.graph.captured import CapturedModule, aten, dynamic_dims, shape_of
+from fxcompress.graph.emit import emit
 
 Range = tuple[int, int]
 """From the first index to behind the last."""

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
-from fxcompress.canonicalize.emit import emit
 from fxcompress.capture.regions import carries_gradient
-from fxcompress.graph import (
+from fxcompress.graph.aliasing import alias_classes, mutated_inputs
+from fxcompress.graph.captured import (
     CapturedModule,
     aten,
     dtype_of,
@@ -20,6 +19,7 @@ from fxcompress.graph import (
     is_tensor,
     shape_of,
 )
+from fxcompress.graph.emit import emit
 
 _SPLITS = {
     aten.chunk.default,

@@ -28,7 +28,7 @@ from fxcompress.capture.ones import admit_ones
 from fxcompress.capture.refusals import mismatch, refuse_bad_weights, refuse_uninitialized
 from fxcompress.capture.tracing import quiet, trace
 from fxcompress.errors import CaptureError, InputError
-from fxcompress.graph import CapturedModule
+from fxcompress.graph.captured import CapturedModule
 from fxcompress.interface import Interface
 
 __all__ = ["Captured", "DynamicSpec", "Source", "capture"]

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from fxcompress.capture.regions import inline_regions
 from fxcompress.errors import CaptureError
-from fxcompress.graph import (
+from fxcompress.graph.captured import (
     FIXED_MODE,
     CapturedModule,
     aten,
@@ -17,7 +17,7 @@ from fxcompress.graph import (
     mode_of,
     set_tensor,
 )
-from fxcompress.tensors import in_place_of
+from fxcompress.graph.tensors import in_place_of
 
 _ASSERTIONS = {
     # Of dtype and device: the first follow from those of the inputs, which every call checks, the

@@ -21,9 +21,9 @@ from fxcompress.ambient import EXCLUSIVE
 from fxcompress.capture.guards import UNDECIDED
 from fxcompress.capture.inputs import BATCH, Inputs
 from fxcompress.capture.tracing import evaluating, whole_attention
-from fxcompress.draws import drawn_like, resized
-from fxcompress.graph import CapturedModule, clone_graph
+from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.interface import Interface, SizeInput, SizeRange, Sizes, TensorInput
+from fxcompress.interface.draws import drawn_like, resized
 
 _TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float64: 1e-12,

@@ -20,7 +20,7 @@ from fxcompress.ambient import EXCLUSIVE
 from fxcompress.capture.inputs import DynamicSpec, Inputs, axis_requests, lost_batches, widen
 from fxcompress.capture.refusals import explain_refusal
 from fxcompress.errors import CaptureError
-from fxcompress.graph import CapturedModule
+from fxcompress.graph.captured import CapturedModule
 from fxcompress.interface import assumed
 
 _log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from fxcompress.cli.planning import planned
 from fxcompress.cli.recipes import Sizes, default_passes, make_passes
 from fxcompress.errors import WriteBackError
 from fxcompress.export import check, to_onnx
-from fxcompress.files import disk_error, file_target, new_folder, new_folder_target, written
+from fxcompress.files.write import disk_error, file_target, new_folder, new_folder_target, written
 from fxcompress.io import program_target
 from fxcompress.loaders import Loaded
 from fxcompress.program import Program

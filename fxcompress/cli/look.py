@@ -12,14 +12,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fxcompress.alike import common_name, folded, without_numbers
+from fxcompress.analysis.alike import common_name, folded, without_numbers
+from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.cli import options
 from fxcompress.cli.answers import Answer, Tell, answer
 from fxcompress.cli.models import Request
 from fxcompress.cli.views import cost_of, count, shapes, table
-from fxcompress.figures import picture_target
-from fxcompress.flow import layer_of
-from fxcompress.groups import ChannelGroup
+from fxcompress.explain.flow import layer_of
+from fxcompress.files.figures import picture_target
 from fxcompress.program import Program
 
 _SHOWN = 3

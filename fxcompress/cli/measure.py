@@ -19,8 +19,8 @@ from fxcompress.demo import QUICK, Settings, run
 from fxcompress.export import Example, Exportable
 from fxcompress.export import benchmark as measure
 from fxcompress.export import check as compare
-from fxcompress.export.names import unique_names
-from fxcompress.export.onnx import describe
+from fxcompress.export.onnx.names import unique_names
+from fxcompress.export.onnx.write import describe
 from fxcompress.loaders import parse_inputs
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from fxcompress.analysis.cost import Cost
 from fxcompress.cli.answers import Tell
 from fxcompress.cli.views import cost_of, cost_table, shapes, table
 from fxcompress.compiler import apply
-from fxcompress.cost import Cost
-from fxcompress.plan import Offset, Plan, Project, Reparametrize, Replace
+from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.program import Pass, Program
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxcompress.cost import Cost
+from fxcompress.analysis.cost import Cost
 from fxcompress.program import Program
 
 

@@ -24,8 +24,8 @@ from fxcompress.demo.digits import Digits, accuracy, digits
 from fxcompress.demo.network import ResidualNet
 from fxcompress.demo.result import DemoResult, Row
 from fxcompress.export import BenchmarkResult, CheckResult, OnnxFile, benchmark, check, to_onnx
-from fxcompress.export.runtime import feed_for, open_session, run_session
-from fxcompress.files import file_target, write_text
+from fxcompress.export.runtimes.onnxruntime import feed_for, open_session, run_session
+from fxcompress.files.write import file_target, write_text
 from fxcompress.passes import MagnitudePruning
 from fxcompress.program import Program
 from fxcompress.task import Task

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fxcompress.drafts import is_draft
 from fxcompress.errors import LoadError
-from fxcompress.files import (
+from fxcompress.files.drafts import is_draft
+from fxcompress.files.write import (
     disk_error,
     file_target,
     folder_target,

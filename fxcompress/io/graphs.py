@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import FxCompressError, LoadError
-from fxcompress.graph import (
+from fxcompress.graph.captured import (
     CapturedModule,
     TensorMeta,
     dtype_of,
@@ -25,11 +25,11 @@ from fxcompress.graph import (
     is_tensor,
     shape_of,
 )
+from fxcompress.graph.modes import MODE_META, NORMS
 from fxcompress.io.arguments import Ref, check_call
 from fxcompress.io.operators import NAMES, function_named
 from fxcompress.io.trees import dump_spec, load_spec
 from fxcompress.io.values import PLAIN_KINDS, Decoder, Encoder, Json
-from fxcompress.modes import MODE_META, NORMS
 
 if TYPE_CHECKING:
     from fxcompress.io.replay import Call

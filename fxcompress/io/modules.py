@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import FxCompressError, LoadError
-from fxcompress.graph import CapturedModule
+from fxcompress.graph.captured import CapturedModule
 from fxcompress.io.values import Encoder, Json
 
 

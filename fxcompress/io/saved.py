@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxcompress.edit.plan import Pattern
 from fxcompress.errors import LoadError
-from fxcompress.graph import CapturedModule, find_tensor, is_tensor, shape_of
+from fxcompress.graph.captured import CapturedModule, find_tensor, is_tensor, shape_of
 from fxcompress.io.schema import Text
-from fxcompress.plan import Pattern
 
 Axis = Annotated[str, Field(pattern=r"^[0-9]{1,2}$")]
 Count = Annotated[int, Field(ge=1)]

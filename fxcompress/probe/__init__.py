@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Expr
-from fxcompress.graph import is_tensor
+from fxcompress.axes.expressions import Expr
+from fxcompress.graph.captured import is_tensor
 from fxcompress.probe.experiment import Experiment, experiment, refusal
 from fxcompress.probe.relation import Relation, Tie, relation
 from fxcompress.rules.context import Context, Output

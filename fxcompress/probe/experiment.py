@@ -15,9 +15,9 @@ from torch._higher_order_ops.effects import has_effects
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from fxcompress.graph import CapturedModule, dtype_of, example_shape
+from fxcompress.graph.captured import CapturedModule, dtype_of, example_shape
+from fxcompress.graph.schema import schema_of
 from fxcompress.rules.context import Context
-from fxcompress.rules.schema import schema_of
 
 LARGEST = 2**20
 """Elements of all operands and results of one run, at most."""

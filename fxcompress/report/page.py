@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from fxcompress.files import write_text
+from fxcompress.files.write import write_text
 from fxcompress.report.text import describe_check, describe_zeros, quantities
 
 if TYPE_CHECKING:

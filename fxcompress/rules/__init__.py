@@ -4,6 +4,7 @@
 written in, ``registry`` the table.
 """
 
+from fxcompress.graph.schema import read
 from fxcompress.rules import (
     attention,
     create,
@@ -23,7 +24,6 @@ from fxcompress.rules.claims import Binding, Claim, Role, RoleClaim, Work
 from fxcompress.rules.context import Context
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import RULES, axis_rule, name_of, rule_for
-from fxcompress.rules.schema import read
 
 FAMILIES = (
     attention, create, cuts, distance, index, linear, norm, pieces, pointwise, recurrent, reduce,

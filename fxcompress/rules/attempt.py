@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes, Concat, Factor, Product
+from fxcompress.axes.expressions import Axes, Concat, Factor, Product
 from fxcompress.errors import PlanError
-from fxcompress.graph import example_shape
+from fxcompress.graph.captured import example_shape
 from fxcompress.rules.context import Context, Output, Rule
 from fxcompress.rules.create import frozen
 from fxcompress.rules.registry import name_of

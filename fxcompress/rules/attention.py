@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxcompress.axes import Axes, Expr
+from fxcompress.axes.expressions import Axes, Expr
+from fxcompress.graph.schema import arguments
 from fxcompress.rules.context import Context
 from fxcompress.rules.registry import axis_rule
-from fxcompress.rules.schema import arguments
 
 
 @axis_rule("aten::scaled_dot_product_attention")

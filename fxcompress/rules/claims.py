@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fxcompress.axes import Axes, Expr
-from fxcompress.rules.schema import Path
+from fxcompress.axes.expressions import Axes, Expr
+from fxcompress.graph.schema import Path
 
 Role = Literal["produce", "contract", "affine", "statistic", "table"]
 

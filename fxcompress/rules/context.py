@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes, Expr, Factor, Space
-from fxcompress.canonicalize.aliasing import alias_classes, mutated_inputs
-from fxcompress.graph import CapturedModule, dynamic_dims, shape_of
+from fxcompress.axes.expressions import Axes, Expr, Factor, Space
+from fxcompress.graph.aliasing import alias_classes, mutated_inputs
+from fxcompress.graph.captured import CapturedModule, dynamic_dims, shape_of
+from fxcompress.graph.schema import Path, dims, packet_of, read
 from fxcompress.rules.claims import Binding, Claim, Role, RoleClaim, Work
-from fxcompress.rules.schema import Path, dims, packet_of, read
 
 Output = Axes | tuple[Axes, ...]
 Rule = Callable[["Context", fx.Node], Output]

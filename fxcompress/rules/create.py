@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes, Expr
-from fxcompress.graph import dynamic_dims, example_shape
+from fxcompress.axes.expressions import Axes, Expr
+from fxcompress.graph.captured import dynamic_dims, example_shape
+from fxcompress.graph.schema import arguments, packet_of, position
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule, name_of
 from fxcompress.rules.responses import response
-from fxcompress.rules.schema import arguments, packet_of, position
 
 CONSIDERED = {
     "aten::_grouped_mm": "its kernels want rows of whole 16 bytes",

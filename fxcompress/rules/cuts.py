@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import UNIT, Axes, Expr, concat
-from fxcompress.graph import example_shape
+from fxcompress.axes.expressions import UNIT, Axes, Expr, concat
+from fxcompress.graph.captured import example_shape
+from fxcompress.graph.schema import arguments, position
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
-from fxcompress.rules.schema import arguments, position
 
 
 @axis_rule("aten::split_with_sizes", "aten::split_with_sizes_copy", "aten::split.sizes")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxcompress.axes import Axes
+from fxcompress.axes.expressions import Axes
+from fxcompress.graph.schema import arguments, dims
 from fxcompress.rules.context import Context
 from fxcompress.rules.registry import axis_rule
-from fxcompress.rules.schema import arguments, dims
 
 
 @axis_rule("aten::_cdist_forward", "aten::cdist")

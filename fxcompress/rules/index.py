@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxcompress.axes import UNIT, Axes, Expr
-from fxcompress.graph import dtype_of
+from fxcompress.axes.expressions import UNIT, Axes, Expr
+from fxcompress.graph.captured import dtype_of
+from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.rules.context import Context
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import RULES, axis_rule
-from fxcompress.rules.schema import arguments, packet_of
 
 RULES["aten::embedding"] = NotationRule(
     "v c, *b -> *b c",

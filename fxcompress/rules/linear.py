@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes
-from fxcompress.graph import example_size
+from fxcompress.axes.expressions import Axes
+from fxcompress.graph.captured import example_size
+from fxcompress.graph.schema import arguments
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.pointwise import pointwise
 from fxcompress.rules.registry import RULES, axis_rule
-from fxcompress.rules.schema import arguments
 
 WINDOW = {"*k": "kernel window", "*s": "spatial extent"}
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import UNIT, Axes, product
-from fxcompress.graph import example_shape
+from fxcompress.axes.expressions import UNIT, Axes, product
+from fxcompress.graph.captured import example_shape
+from fxcompress.graph.schema import arguments, dims, position
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import axis_rule
 from fxcompress.rules.responses import masked_factors
-from fxcompress.rules.schema import arguments, dims, position
 
 STATISTICS = NotationRule(
     "b c *s, c, c, c, c -> b c *s",

@@ -24,10 +24,10 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes, Expr, Factor, product
+from fxcompress.axes.expressions import Axes, Expr, Factor, product
+from fxcompress.graph.schema import arguments, given, operands_of, position
 from fxcompress.rules.claims import Role
 from fxcompress.rules.context import Context
-from fxcompress.rules.schema import arguments, given, operands_of, position
 
 Item = str | tuple[str, ...]
 Pattern = tuple[Item, ...]

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import Axes, Expr, concat
-from fxcompress.graph import dynamic_dims
+from fxcompress.axes.expressions import Axes, Expr, concat
+from fxcompress.graph.captured import dynamic_dims
+from fxcompress.graph.schema import arguments, position
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.create import frozen
 from fxcompress.rules.registry import axis_rule
-from fxcompress.rules.schema import arguments, position
 
 
 @axis_rule("aten::cat", "aten::concat", "aten::concatenate")

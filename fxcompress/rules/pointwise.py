@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxcompress.axes import Axes
+from fxcompress.axes.expressions import Axes
+from fxcompress.graph.schema import arguments, operands_of, packet_of
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.create import unknown
 from fxcompress.rules.registry import axis_rule, name_of
 from fxcompress.rules.responses import masked_factors, nonlinear_factors
-from fxcompress.rules.schema import arguments, operands_of, packet_of
 
 
 def _names(text: str) -> tuple[str, ...]:

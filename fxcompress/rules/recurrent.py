@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes import UNIT, Axes, Expr, concat, product
+from fxcompress.axes.expressions import UNIT, Axes, Expr, concat, product
+from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
-from fxcompress.rules.schema import arguments, packet_of
 
 GATES = {"aten::gru": 3, "aten::lstm": 4, "aten::rnn_relu": 1, "aten::rnn_tanh": 1}
 STEPS = {f"{layer}_cell": gates for layer, gates in GATES.items()}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxcompress.axes import UNIT, Axes
-from fxcompress.graph import example_shape
+from fxcompress.axes.expressions import UNIT, Axes
+from fxcompress.graph.captured import example_shape
+from fxcompress.graph.schema import arguments, dims, packet_of
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
 from fxcompress.rules.responses import response
-from fxcompress.rules.schema import arguments, dims, packet_of
 
 
 def _reduced(ctx: Context, node: fx.Node) -> tuple[Axes, Axes]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxcompress.axes import Factor
+from fxcompress.axes.expressions import Factor
 from fxcompress.canonicalize.constants import constant_of
-from fxcompress.graph import dtype_of, is_size, is_tensor, shape_of
+from fxcompress.graph.captured import dtype_of, is_size, is_tensor, shape_of
 from fxcompress.rules.context import Context
 
 Response = Literal["zero", "nonzero", "singular"]

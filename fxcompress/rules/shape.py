@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 
 from torch import fx
 
-from fxcompress.axes import UNIT, Axes, Expr, product
-from fxcompress.graph import dtype_of, dynamic_dims, example_shape
+from fxcompress.axes.expressions import UNIT, Axes, Expr, product
+from fxcompress.graph.captured import dtype_of, dynamic_dims, example_shape
+from fxcompress.graph.schema import arguments, dims, packet_of, position
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.create import unknown
 from fxcompress.rules.registry import axis_rule
-from fxcompress.rules.schema import arguments, dims, packet_of, position
 
 
 def reshaped(ctx: Context, node: fx.Node, axes: Axes, shape: Sequence[int]) -> Axes:

@@ -6,11 +6,11 @@ import re
 
 from torch import fx
 
-from fxcompress.axes import Axes, product
-from fxcompress.graph import example_shape
+from fxcompress.axes.expressions import Axes, product
+from fxcompress.graph.captured import example_shape
+from fxcompress.graph.schema import arguments, per_axis
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
-from fxcompress.rules.schema import arguments, per_axis
 
 POOLS = tuple(
     f"aten::{kind}{count}d"

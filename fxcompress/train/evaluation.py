@@ -7,7 +7,7 @@ from torch import nn
 
 from fxcompress.arguments import checked
 from fxcompress.errors import FxCompressError
-from fxcompress.state import evaluating, forked
+from fxcompress.graph.state import evaluating, forked
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call, size_of
 from fxcompress.train.quality import metric_of

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxcompress.coupling import Coupling
+from fxcompress.analysis.coupling import Coupling
+from fxcompress.edit.finalize import finalize
+from fxcompress.edit.plan import Plan, Reparametrize
 from fxcompress.errors import PlanError, VerificationError
-from fxcompress.finalize import finalize
-from fxcompress.graph import CapturedModule, clone_graph
-from fxcompress.plan import Plan, Reparametrize
+from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.tensors import has_values
 from fxcompress.report import Check
 from fxcompress.report.text import NOT_RUN
-from fxcompress.tensors import has_values
 from fxcompress.verify.compare import TOLERANCE, coarsest_dtype, distance, doubled
 from fxcompress.verify.draws import refuse_unequal_draws, unequal_draws
 from fxcompress.verify.reference import compared_by, kind_of, reference_of

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxcompress.axes import Axes, Factor, leaves
-from fxcompress.coupling import Coupling
-from fxcompress.graph import CapturedModule, find_tensor
-from fxcompress.masked import Addition
-from fxcompress.places import along, coordinates
-from fxcompress.plan import Edit, Offset, Project
-from fxcompress.projection import transform
+from fxcompress.analysis.coupling import Coupling
+from fxcompress.axes.coordinates import along, coordinates
+from fxcompress.axes.expressions import Axes, Factor, leaves
+from fxcompress.axes.transforms import transform
+from fxcompress.edit.plan import Edit, Offset, Project
+from fxcompress.graph.captured import CapturedModule, find_tensor
+from fxcompress.verify.masked import Addition
 from fxcompress.verify.scatter import Scatter
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import fx
 
 from fxcompress.errors import VerificationError
-from fxcompress.graph import CapturedModule, is_tensor, shape_of
-from fxcompress.masked import flat_inputs
-from fxcompress.state import copies, device_of, forked, generator_states, isolated
+from fxcompress.graph.captured import CapturedModule, is_tensor, shape_of
+from fxcompress.graph.state import copies, device_of, forked, generator_states, isolated
+from fxcompress.verify.masked import flat_inputs
 
 
 def refuse_unequal_draws(

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxcompress.coupling import Coupling
-from fxcompress.graph import CapturedModule, find_tensor
-from fxcompress.masked import Addition, masked_forward
-from fxcompress.plan import Offset, Plan, Project, Reparametrize, Replace
-from fxcompress.projection import Choices
+from fxcompress.analysis.coupling import Coupling
+from fxcompress.axes.transforms import Choices
+from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
+from fxcompress.graph.captured import CapturedModule, find_tensor
 from fxcompress.verify.compare import doubled
 from fxcompress.verify.constants import additions
+from fxcompress.verify.masked import Addition, masked_forward
 from fxcompress.verify.scatter import mixes, scatter_of
 from fxcompress.verify.values import planned_values
 

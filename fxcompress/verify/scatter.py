@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fxcompress.axes import Factor, leaves
-from fxcompress.coupling import Coupling
-from fxcompress.plan import Project
-from fxcompress.projection import Choice, Choices, transform
+from fxcompress.analysis.coupling import Coupling
+from fxcompress.axes.expressions import Factor, leaves
+from fxcompress.axes.transforms import Choice, Choices, transform
+from fxcompress.edit.plan import Project
 
 
 @dataclass(frozen=True)

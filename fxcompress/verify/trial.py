@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import VerificationError
-from fxcompress.graph import CapturedModule
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.state import run_alone
 from fxcompress.report import Check
-from fxcompress.state import run_alone
 from fxcompress.verify.compare import distance, drawn, is_vacuous
 from fxcompress.verify.reference import Reference
 

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor, nn
 
-from fxcompress.axes import Axes, leaves
-from fxcompress.coupling import Coupling
+from fxcompress.analysis.coupling import Coupling
+from fxcompress.axes.expressions import Axes, leaves
+from fxcompress.axes.transforms import Choices, size_of, stays
+from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.errors import VerificationError
-from fxcompress.graph import CapturedModule, find_tensor, parameter_of
-from fxcompress.plan import Offset, Plan, Project, Reparametrize, Replace
-from fxcompress.projection import Choices, size_of, stays
-from fxcompress.tensors import names_of
+from fxcompress.graph.captured import CapturedModule, find_tensor, parameter_of
+from fxcompress.graph.tensors import names_of
 from fxcompress.verify.scatter import contracts
 
 

@@ -14,12 +14,12 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from fxcompress.axes import Axes, Factor, leaves
-from fxcompress.coupling import Coupling
-from fxcompress.graph import CapturedModule, clone_graph, find_tensor
-from fxcompress.places import along, cell_numbers, coordinates, occurrences
-from fxcompress.plan import Offset, Plan, Project
-from fxcompress.tensors import names_of, replace_tensor
+from fxcompress.analysis.coupling import Coupling
+from fxcompress.axes.coordinates import along, cell_numbers, coordinates, occurrences
+from fxcompress.axes.expressions import Axes, Factor, leaves
+from fxcompress.edit.plan import Offset, Plan, Project
+from fxcompress.graph.captured import CapturedModule, clone_graph, find_tensor
+from fxcompress.graph.tensors import names_of, replace_tensor
 from fxcompress.verify.values import planned_values
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, capture
 from fxcompress.errors import CaptureError, WriteBackError
-from fxcompress.graph import CapturedModule, dynamic_dims, is_tensor
+from fxcompress.graph.captured import CapturedModule, dynamic_dims, is_tensor
 from fxcompress.writeback.attributes import decisions
 from fxcompress.writeback.configs import mend_configs
 from fxcompress.writeback.evidence import gather

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from fxcompress.graph import CapturedModule, find_tensor, is_tensor, shape_of
-from fxcompress.masked import flat_inputs
-from fxcompress.rules.schema import arguments
+from fxcompress.graph.captured import CapturedModule, find_tensor, is_tensor, shape_of
+from fxcompress.graph.schema import arguments
+from fxcompress.verify.masked import flat_inputs
 from fxcompress.writeback.evidence import integers
 
 _ATTENTION = "scaled_dot_product_attention"

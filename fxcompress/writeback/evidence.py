@@ -19,9 +19,9 @@ from typing import Any
 from torch import fx
 from torch._ops import OpOverload
 
-from fxcompress.axes import Concat, Expr, Product
-from fxcompress.coupling import couple
-from fxcompress.graph import CapturedModule
+from fxcompress.analysis.couple import couple
+from fxcompress.axes.expressions import Concat, Expr, Product
+from fxcompress.graph.captured import CapturedModule
 
 Key = tuple[Any, ...]
 _MOST_PARTS = 6

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from fxcompress.graph import CapturedModule
-from fxcompress.rules.schema import packet_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.schema import packet_of
 from fxcompress.writeback.evidence import module_path
 from fxcompress.writeback.transplant import named_tensors
 

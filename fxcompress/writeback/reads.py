@@ -12,7 +12,7 @@ from torch import nn
 
 from fxcompress.capture import DynamicSpec, capture
 from fxcompress.errors import CaptureError
-from fxcompress.state import forked
+from fxcompress.graph.state import forked
 from fxcompress.writeback.gate import evaluating
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import fxcompress.errors
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, capture
 from fxcompress.errors import CaptureError
-from fxcompress.graph import CapturedModule
-from fxcompress.state import forked, preserved
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.state import forked, preserved
 from fxcompress.writeback.evidence import Evidence, integers, module_path
 from fxcompress.writeback.gate import Verdict, evaluating
 

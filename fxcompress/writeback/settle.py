@@ -11,7 +11,7 @@ from torch import nn
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, capture
 from fxcompress.errors import CaptureError
-from fxcompress.graph import CapturedModule
+from fxcompress.graph.captured import CapturedModule
 from fxcompress.writeback.attention import rescale_queries
 from fxcompress.writeback.attributes import Decision
 from fxcompress.writeback.gate import Gate, Verdict, beside

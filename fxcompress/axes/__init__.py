@@ -1,0 +1,3 @@
+"""Axes of tensors as expressions over factors, and folds over them: sizes, kept indices, masks,
+coordinates, and the lift of encode and decode matrices.
+"""

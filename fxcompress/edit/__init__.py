@@ -1,0 +1,3 @@
+"""Edits of a captured graph: the plan of a pass, what it must satisfy, and the one rewriter that
+carries it out.
+"""

@@ -1,0 +1,1 @@
+"""Why axes move together: in words, and as pictures."""

@@ -1,0 +1,1 @@
+"""ONNX files: what can be exported, under which names, and how it is written."""

@@ -1,0 +1,118 @@
+"""Sizes to try a file at: the ends of the range of every free dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from fxcompress.export.onnx.exportable import Inputs
+from fxcompress.interface import Interface
+
+_MOST_ELEMENTS = 2**18
+_LARGEST = 1024
+_STEPS = 4096
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The sizes that a program takes beside those of its example.
+
+    Attributes:
+        inputs: The example, with a name for every free dimension.
+        interface: What the program takes; None for a module that nothing is known of.
+    """
+
+    inputs: Inputs
+    interface: Interface | None
+
+    @classmethod
+    def of(cls, module: nn.Module, inputs: Inputs) -> Extremes:
+        """Those of a captured module, or of any other."""
+        return cls(inputs, getattr(module, "interface", None))
+
+    def neighbours(self) -> dict[str, int]:
+        """For each named dimension a size that is not the example's, and no larger if that can be.
+
+        A smaller one cannot run off a table of positions; below 2 there is none that is general.
+        """
+        own = self.inputs.sizes()
+        near = {label: size - 1 if size > 2 else size + 1 for label, size in own.items()}
+        if self.interface is None:
+            return near
+        for label, size in near.items():
+            for other in (size, size + 2, size - 1, size + 3):
+                found = self._completed({**own, label: other}, label)
+                own = own if found is None else found
+                if found is not None:
+                    break
+        return own
+
+    def ends(self) -> Iterator[dict[str, int]]:
+        """For each named dimension its smallest and its largest size, the others as near to the
+        example's as can be. Very large ends are clipped.
+        """
+        own = self.inputs.sizes()
+        for label, (low, high) in self._spans().items():
+            top = min(self._clip(label), high or self._clip(label))
+            for candidates in (range(low, own[label]), range(top, own[label], -1)):
+                for size in candidates[:_STEPS]:
+                    found = self._completed({**own, label: size}, label)
+                    if found is not None:
+                        yield found
+                        break
+
+    def notes(self) -> Iterator[str]:
+        """What a reader of the result has to know about the ranges."""
+        for label, (low, high) in self._spans().items():
+            clip = self._clip(label)
+            if high is None or high > clip:
+                end = "has no upper end" if high is None else f"goes up to {high}"
+                yield f"{label} {end}: it was tried up to {max(clip, self.inputs.sizes()[label])}"
+            if low > 1 or high is not None:
+                span = f"from {low}" + ("" if high is None else f" to {high}")
+                yield f"the program takes {label} {span}; the file does not refuse other sizes"
+        for condition in self.interface.conditions if self.interface else ():
+            yield f"the program holds where {condition}; the file does not refuse other sizes"
+
+    def _names(self) -> dict[str, set[str]]:
+        """The names of the interface behind each name of a dimension."""
+        assert self.interface is not None
+        found: dict[str, set[str]] = {}
+        for labels, names in zip(self.inputs.dynamic, self.interface.free_axes(), strict=True):
+            for axis, label in labels.items():
+                found.setdefault(label, set()).add(names[axis])
+        return found
+
+    def _spans(self) -> dict[str, tuple[int, int | None]]:
+        if self.interface is None:
+            return {}
+        spans = {}
+        for label, names in self._names().items():
+            ranges = [self.interface.sizes[name] for name in names]
+            ranges = [one for one in ranges if not one.equals]
+            highs = [one.high for one in ranges if one.high is not None]
+            if ranges:
+                spans[label] = (max(one.low for one in ranges), min(highs, default=None))
+        return spans
+
+    def _completed(self, sizes: Mapping[str, int], label: str) -> dict[str, int] | None:
+        """All sizes where `label` has this one; None where the program would not take them."""
+        assert self.interface is not None
+        labels = {name: label for label, names in self._names().items() for name in names}
+        chosen = {
+            name: sizes[labels[name]] for name in self.interface.independent if name in labels
+        }
+        if len(chosen) < len(self.interface.independent):
+            return None
+        full = self.interface.complete(chosen)
+        found = {**sizes, **{labels[name]: size for name, size in full.items()}}
+        agreed = all(found[labels[name]] == size for name, size in full.items())
+        return found if agreed and self.interface.allows(full) else None
+
+    def _clip(self, label: str) -> int:
+        """The largest size that is worth the time: twice the example's, more where it is cheap."""
+        own = self.inputs.sizes()[label]
+        elements = sum(tensor.numel() for tensor in self.inputs.tensors) / max(own, 1)
+        return max(2 * own, min(_LARGEST, int(_MOST_ELEMENTS / max(elements, 1))))

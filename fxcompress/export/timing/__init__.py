@@ -1,0 +1,1 @@
+"""Time models against each other, honestly."""

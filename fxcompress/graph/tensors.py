@@ -1,0 +1,91 @@
+"""Parameters and buffers under all the names they have."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fxcompress.graph.captured import find_tensor, set_tensor
+
+Names = Mapping[str, frozenset[str]]
+
+
+def names_of(module: nn.Module) -> Names:
+    """Every name of each parameter and buffer: tied ones have several."""
+    found: dict[int, set[str]] = {}
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in tensors:
+        found.setdefault(id(tensor), set()).add(name)
+    return {name: frozenset(found[id(tensor)]) for name, tensor in tensors}
+
+
+def has_values(module: nn.Module) -> bool:
+    """Whether every parameter and buffer holds values, which those on the meta device do not."""
+    return not any(t.is_meta for t in (*module.parameters(), *module.buffers()))
+
+
+def state_digest(module: nn.Module) -> str:
+    """``sha256:`` and the SHA-256 of names, dtypes, shapes and values of ``module.state_dict()``.
+
+    A module and its captured graph have the same. It is empty on the meta device, where there are
+    no values.
+    """
+    state = module.state_dict()
+    if any(tensor.is_meta for tensor in state.values()):
+        return ""
+    found = hashlib.sha256()
+    for name, tensor in state.items():
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        found.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return f"sha256:{found.hexdigest()}"
+
+
+def replace_tensor(module: nn.Module, names: Names, name: str, value: Tensor) -> None:
+    """Put `value` in the place of a parameter or buffer, under every name it has.
+
+    A parameter stays one, as `in_place_of` says; a buffer stays persistent or not.
+    """
+    old = find_tensor(module, name)
+    assert old is not None
+    new = in_place_of(old, value.to(old.device, old.dtype))
+    for other in names[name]:
+        set_tensor(module, other, new, persistent=_persistent(module, other))
+
+
+def _persistent(module: nn.Module, name: str) -> bool:
+    owner, _, leaf = name.rpartition(".")
+    return leaf not in module.get_submodule(owner)._non_persistent_buffers_set
+
+
+def in_place_of(old: Tensor, value: Tensor) -> Tensor:
+    """`value` as what `old` is: of its class, with its attributes and its order of axes in memory.
+
+    Args:
+        old: A parameter, of any subclass, or a buffer.
+        value: Of any shape; its memory is shared where it is laid out like `old` already.
+    """
+    new = _laid_out(old, value.detach())
+    if isinstance(old, nn.Parameter):
+        kind = type(old) if issubclass(type(old), nn.Parameter) else nn.Parameter
+        # The constructor of a subclass may ask for more than a tensor.
+        new = torch.Tensor._make_subclass(kind, new, old.requires_grad)
+    vars(new).update(vars(old))
+    return new
+
+
+def _laid_out(old: Tensor, value: Tensor) -> Tensor:
+    """The value with its axes in memory in the order of `old`, as ``channels_last`` has them."""
+    if old.ndim != value.ndim or old.is_contiguous():
+        return value.contiguous()
+    order = sorted(range(old.ndim), key=lambda dim: old.stride()[dim], reverse=True)
+    if not old.permute(order).is_contiguous():
+        return value.contiguous()
+    back = [order.index(dim) for dim in range(old.ndim)]
+    return value.permute(order).contiguous().permute(back)

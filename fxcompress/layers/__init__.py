@@ -1,0 +1,1 @@
+"""Linear maps, and where the units of a group lie in weights and in signals."""

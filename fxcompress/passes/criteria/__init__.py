@@ -1,0 +1,1 @@
+"""Criteria of one file each, with the passes that go by them."""

@@ -1,0 +1,1 @@
+"""Folding: units that are alike become one."""

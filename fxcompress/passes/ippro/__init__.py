@@ -1,0 +1,1 @@
+"""IPPRO: pruning by scores in projective space."""

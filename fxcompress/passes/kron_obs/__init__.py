@@ -1,0 +1,1 @@
+"""Optimal brain surgeon with Kronecker factors."""

@@ -1,0 +1,205 @@
+"""Optimal brain surgeon with Kronecker factors: whole units go, and the others make up for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fxcompress.analysis.groups import ChannelGroup
+from fxcompress.arguments import Count, Positive
+from fxcompress.axes.coordinates import cell_numbers, coordinates
+from fxcompress.budget import Recipe, Sizing
+from fxcompress.edit.plan import Edit, Plan, Project, Replace
+from fxcompress.graph.captured import find_tensor
+from fxcompress.layers.weights import Producer, producers
+from fxcompress.passes.kron_obs.factors import (
+    Factors,
+    factors_of,
+    has_factors,
+    row_losses,
+    rows_removed,
+    with_drawn_labels,
+)
+from fxcompress.passes.structured.method import DeclinedError, Selection, StructuredPass, refusal
+from fxcompress.passes.structured.scores import Normaliser, normalised
+from fxcompress.program import Program
+
+WHO = "Kron-OBS"
+Labels = Literal["drawn", "data"]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class KroneckerSurgeon(Recipe):
+    """Score a unit by how much the loss rises without its rows, the other rows making up for it.
+
+    For each layer W that produces the units, with the factors A and G of its Fisher information,
+    that is ½ wᵢᵀ A wᵢ / [G⁻¹]ᵢᵢ, summed over the layers (Kron-OBS: Wang et al., ICML 2019, eq. 7).
+    As a reconstruction, W_K becomes W_K + G_KK⁻¹ G_KP W_P for the units K that stay and P that go.
+    A unit of several rows is scored by their sum.
+
+    The layers are expanded as they are: what a BatchNorm adds after them goes with the unit, and is
+    not counted. Linear layers and plain 2-d convolutions have factors; tables and depthwise layers
+    are left out.
+
+    Attributes:
+        labels: ``drawn`` from the program's own softmax, for the Fisher information; or those of
+            the ``data``.
+        damping: Share of their mean diagonal that is added to both factors.
+        normaliser: What makes the scores of groups comparable, for global budgets.
+        samples: How many samples of the program's data are looked at; None for all.
+    """
+
+    labels: Labels = "drawn"
+    damping: Positive = 1e-3
+    normaliser: Normaliser = "none"
+    samples: Count | None = None
+
+    def prepare(self, program: Program, groups: Iterable[ChannelGroup]) -> Surgeon:
+        """Accumulate the factors of all layers in one pass over the data.
+
+        Raises:
+            PlanError: As `factors_of`, or nothing that has factors produces a group.
+        """
+        calls: dict[str, Iterable[str]] = {}
+        for group in groups:
+            for one in _layers(program, group):
+                calls[one.weight] = one.nodes
+        drawn = self.labels == "drawn"
+        shown = with_drawn_labels(program, WHO, self.samples) if drawn else program
+        found = factors_of(shown, calls, WHO, self.samples)
+        return Surgeon(self, {name: each.damped(self.damping) for name, each in found.items()})
+
+    def declines(self, program: Program, group: ChannelGroup) -> str | None:
+        """Why a group stays whole."""
+        return refusal(lambda: [_units(program, group, one) for one in _layers(program, group)])
+
+    def score(self, program: Program, group: ChannelGroup) -> Tensor:
+        return self.prepare(program, (group,)).score(program, group)
+
+    def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
+        return self.prepare(program, (group,)).edits(program, group, kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Surgeon:
+    """Damped factors by the name of the weight."""
+
+    recipe: KroneckerSurgeon
+    factors: Mapping[str, Factors]
+
+    def score(self, program: Program, group: ChannelGroup) -> Tensor:
+        total = torch.zeros(group.cells * group.units, dtype=torch.float64)
+        for one in _layers(program, group):
+            losses = row_losses(_matrix(program, one), self.factors[one.weight]).cpu()
+            units = _units(program, group, one)
+            total.index_add_(0, units[units >= 0], losses[units >= 0])
+        score = total.reshape(group.cells, group.units)
+        return normalised(score, self.recipe.normaliser)
+
+    def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
+        stays = torch.zeros(group.cells, group.units, dtype=torch.bool)
+        stays.scatter_(1, kept.cpu().reshape(-1, kept.shape[-1]).expand(group.cells, -1), True)
+        gone = ~stays.flatten()
+        found: dict[str, Edit] = {}
+        for one in _layers(program, group):
+            units = _units(program, group, one)
+            rows = (units >= 0) & gone[units.clamp(min=0)]
+            matrix = _matrix(program, one)
+            new = rows_removed(matrix, self.factors[one.weight], rows.to(matrix.device))
+            found |= _replaced(program, one, new)
+        return (*found.values(), Project(group, kept))
+
+
+def _layers(program: Program, group: ChannelGroup) -> list[Producer]:
+    """The layers with rows for the units, each once."""
+    own = {
+        one.weight: one
+        for one in producers(program, group)
+        if one.site.role == "produce" and one.site.dim == 0 and not one.filters
+    }
+    if not own:
+        raise DeclinedError(group, "no layer with a row for each unit produces it")
+    nodes = {node.name: node for node in program.module.graph.nodes}
+    for one in own.values():
+        for name in one.nodes:
+            if not has_factors(nodes[name]):
+                raise DeclinedError(
+                    group,
+                    f"'{name}' ({nodes[name].target}) has no Kronecker factors; only linear layers "
+                    "and convolutions in one group do",
+                )
+    return list(own.values())
+
+
+def _matrix(program: Program, one: Producer) -> Tensor:
+    """The weight with one row for each output, and a last column for its bias."""
+    weight = _value(program, one.weight).flatten(1)
+    if one.bias is None:
+        return weight
+    return torch.cat([weight, _value(program, one.bias)[:, None]], 1)
+
+
+def _replaced(program: Program, one: Producer, matrix: Tensor) -> dict[str, Edit]:
+    old = find_tensor(program.module, one.weight)
+    assert old is not None
+    columns = old[0].numel()
+    edits: dict[str, Edit] = {
+        one.weight: Replace(one.weight, matrix[:, :columns].reshape(old.shape).to(old))
+    }
+    if one.bias is not None:
+        edits[one.bias] = Replace(one.bias, matrix[:, columns].to(old))
+    return edits
+
+
+def _units(program: Program, group: ChannelGroup, one: Producer) -> Tensor:
+    """The number of the unit at each row of a layer; -1 where there is none of the group."""
+    at = coordinates(program.analysis.axes(one.weight)[one.site.dim])
+    index = at[group.factor]
+    if not set(group.over) <= at.keys():
+        raise DeclinedError(group, f"its cells are not told by the rows of {one.weight}")
+    cell = cell_numbers(group.over, {factor: at[factor] for factor in group.over})
+    return torch.where(index >= 0, cell * group.units + index, -1)
+
+
+def _value(program: Program, name: str) -> Tensor:
+    value = find_tensor(program.module, name)
+    assert value is not None
+    return value.detach().double()
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class KronOBSPruning(Sizing):
+    """Keep the units whose loss the others can make up for least, and let them make up for it.
+
+    See `KroneckerSurgeon`. Needs data, labels (or logits to draw them from) and a loss.
+
+    Attributes:
+        labels: ``drawn`` from the program's softmax, or those of the ``data``.
+        damping: Share of their mean diagonal that is added to the factors.
+        normaliser: What makes groups comparable, for global budgets; see `MagnitudePruning`.
+        samples: How many samples are looked at; None for all.
+        update: Whether the rows that stay make up for those that go.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
+    """
+
+    labels: Labels = "drawn"
+    damping: Positive = 1e-3
+    normaliser: Normaliser = "none"
+    samples: Count | None = None
+    update: bool = True
+
+    @property
+    def criterion(self) -> KroneckerSurgeon:
+        """What scores the units, and updates the others."""
+        return self.made(KroneckerSurgeon)
+
+    def plan(self, program: Program) -> Plan:
+        both = self.criterion
+        rest = both if self.update else Selection()
+        one = StructuredPass(criterion=both, reconstruction=rest, **self.sizing)
+        return one.plan(program)

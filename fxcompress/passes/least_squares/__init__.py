@@ -1,0 +1,1 @@
+"""Least squares on activations: what the other units can reconstruct goes."""

@@ -1,0 +1,1 @@
+"""Passes that change no size: norms renewed, trained or folded."""

@@ -1,0 +1,1 @@
+"""SliceGPT: the residual stream in its principal axes, and the last of them cut away."""

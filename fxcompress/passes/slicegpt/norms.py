@@ -1,0 +1,213 @@
+"""Norms on a stream of units, and whether the rest of the graph may see the stream rotated.
+
+A rotation of the stream is undone by every linear map that reads it, made by every map that writes
+it, and not seen by Σ x². A mean over units is not seen either, where the rotation takes equal units
+to equal units. Nothing else may look at single units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxcompress.analysis.groups import ChannelGroup
+from fxcompress.axes.expressions import Factor, leaves
+from fxcompress.graph.captured import parameter_of, shape_of
+from fxcompress.graph.schema import arguments, dims, packet_of
+from fxcompress.layers.weights import consumers
+from fxcompress.passes.structured.method import DeclinedError
+from fxcompress.program import Program
+
+CASTS = frozenset(f"aten::{name}" for name in ("to", "_to_copy", "type_as", "float"))
+MOVES = CASTS | {
+    f"aten::{name}"
+    for name in (
+        "alias", "clone", "contiguous", "dropout", "expand", "flatten", "index", "permute",
+        "reshape", "select", "slice", "squeeze", "transpose", "unflatten", "unsqueeze", "view",
+    )
+}  # fmt: skip
+"""What hands units on as they are (dropout in evaluation)."""
+SUMS = frozenset(f"aten::{name}" for name in ("add", "add_", "sub", "sub_"))
+SCALINGS = frozenset(f"aten::{name}" for name in ("mul", "mul_", "div", "div_", "neg"))
+MAPS = frozenset(("aten::addmm", "aten::embedding", "aten::linear", "aten::mm"))
+FUSED = frozenset(("aten::rms_norm", "aten::layer_norm"))
+
+
+@dataclass(frozen=True)
+class StreamNorm:
+    """One RMS norm or LayerNorm: output = gain * x / √(mean(x²) + ε) + shift, with x the source, or
+    the source less its mean.
+
+    Attributes:
+        source: The node it reads.
+        output: The node that holds the result.
+        gain: The name of its scale, if it has one.
+        nodes: All nodes it is made of.
+        shift: The name of what it adds, if it adds something.
+        centred: Whether it takes the mean out first, as LayerNorm does.
+    """
+
+    source: fx.Node
+    output: fx.Node
+    gain: str | None
+    nodes: frozenset[fx.Node]
+    shift: str | None = None
+    centred: bool = False
+
+
+def stream_norms(program: Program, group: ChannelGroup) -> tuple[StreamNorm, ...]:
+    """The norms over the units of `group`, in the graph's order: RMS norms fused or spelled out,
+    and LayerNorms.
+    """
+    found: list[StreamNorm] = []
+    for node in program.module.graph.nodes:
+        norm = _fused(node) if packet_of(node) in FUSED else None
+        norm = _spelled_out(node) if packet_of(node) == "aten::rsqrt" else norm
+        axes = program.analysis.coupling.axes
+        if norm is not None and axes.get(norm.source.name, ())[-1:] == (group.factor,):
+            found.append(norm)
+    return tuple(found)
+
+
+def handed_on_by(node: fx.Node) -> fx.Node:
+    """The node whose units `node` only hands on: itself, or what stands before moves and casts."""
+    while packet_of(node) in MOVES:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def check_rotates(program: Program, group: ChannelGroup, norms: Iterable[StreamNorm]) -> None:
+    """Refuse a stream of which something looks at single units.
+
+    Raises:
+        PlanError: Naming the node, and what to do.
+    """
+    norms = tuple(norms)
+    own = {node for norm in norms for node in norm.nodes}
+    if group.cells > 1 or group.span > 1:
+        raise DeclinedError(group, "it is no stream of single units")
+    for node in program.module.graph.nodes:
+        if node.op == "call_function" and node not in own and not _rotates(program, group, node):
+            raise DeclinedError(
+                group,
+                f"it cannot be rotated: node '{node.name}' ({node.target}) looks at its units one "
+                "by one; only norms over them, sums and linear maps may touch a stream that is "
+                "sliced",
+            )
+    readers = {one.node for one in consumers(program, group)}
+    for norm in norms:
+        _check_read(group, norm, readers)
+
+
+def _check_read(group: ChannelGroup, norm: StreamNorm, readers: Collection[str]) -> None:
+    """Its gain goes into what reads it, so that must be linear maps with weights of their own."""
+    pending = [norm.output]
+    while pending:
+        for user in pending.pop().users:
+            if packet_of(user) in MOVES:
+                pending.append(user)
+            elif user.name not in readers:
+                raise DeclinedError(
+                    group,
+                    f"it cannot be rotated: node '{user.name}' ({user.target}) reads what norm "
+                    f"'{norm.output.name}' gives, and only a linear map can take up its gain (so "
+                    "norms stand before blocks, not after)",
+                )
+
+
+def _rotates(program: Program, group: ChannelGroup, node: fx.Node) -> bool:
+    """Whether a node treats a rotated stream as it does the stream."""
+    factor, packet = group.factor, packet_of(node)
+    operands = [n for n in node.all_input_nodes if _holds(program, n, factor)]
+    if not operands and not _holds(program, node, factor):
+        return True
+    axes = program.analysis.coupling.axes.get(node.name, ())
+    if any(factor in leaves(expr) and expr is not factor for expr in axes):
+        return False  # cut into parts
+    if packet in SUMS:
+        return len(operands) == 2
+    if packet in SCALINGS:
+        return len(node.all_input_nodes) == 1
+    return packet in MOVES | MAPS
+
+
+def _holds(program: Program, node: fx.Node, factor: Factor) -> bool:
+    coupling = program.analysis.coupling
+    tensors = (coupling.axes.get(node.name, ()), *coupling.outputs.get(node.name, ()))
+    return any(factor in leaves(expr) for axes in tensors for expr in axes)
+
+
+# ---- recognition
+
+
+def _fused(node: fx.Node) -> StreamNorm | None:
+    named = arguments(node)
+    if len(named["normalized_shape"]) != 1:
+        return None
+    given = [named.get(name) for name in ("weight", "bias")]
+    gain, shift = map(parameter_of, given)
+    if [gain is None, shift is None] != [each is None for each in given]:
+        return None  # computed in the graph
+    centred = packet_of(node) == "aten::layer_norm"
+    return StreamNorm(named["input"], node, gain, frozenset((node,)), shift, centred)
+
+
+def _spelled_out(root: fx.Node) -> StreamNorm | None:
+    """``x * rsqrt(mean(x * x) + eps)`` and what it is scaled by; casts may stand anywhere."""
+    source = _squared(root)
+    product = _times(root, lambda other: other is source)
+    if source is None or product is None:
+        return None
+    scaled = _times(product, lambda other: parameter_of(other) is not None)
+    if scaled is None:
+        return StreamNorm(source, product, None, _between(source, product))
+    gain = next(filter(None, (parameter_of(_uncast(n)) for n in scaled.all_input_nodes)))
+    return StreamNorm(source, scaled, gain, _between(source, scaled))
+
+
+def _squared(root: fx.Node) -> fx.Node | None:
+    """The x of ``rsqrt(mean(x * x) + eps)``, with the mean over the last axis alone."""
+    steps = [root]
+    for packets in (("aten::add",), ("aten::mean",), ("aten::pow", "aten::mul", "aten::square")):
+        steps.append(_uncast(steps[-1].all_input_nodes[0]))
+        if packet_of(steps[-1]) not in packets or len(steps[-1].all_input_nodes) != 1:
+            return None
+    average, square = steps[-2:]
+    power = square.args[1] if packet_of(square) == "aten::pow" else 2
+    rank = len(shape_of(square))
+    named = arguments(average)
+    last = bool(named.get("keepdim")) and dims(named.get("dim"), rank) == (rank - 1,)
+    return _uncast(square.all_input_nodes[0]) if power == 2 and last else None
+
+
+def _times(node: fx.Node, fits: Callable[[fx.Node], bool]) -> fx.Node | None:
+    """The product of `node` and another operand that fits; casts aside."""
+    pending = [node]
+    while pending:
+        for user in pending.pop().users:
+            others = [n for n in map(_uncast, user.all_input_nodes) if n is not node]
+            if packet_of(user) in CASTS:
+                pending.append(user)
+            elif packet_of(user) == "aten::mul" and len(others) == 1 and fits(others[0]):
+                return user
+    return None
+
+
+def _uncast(node: fx.Node) -> fx.Node:
+    while packet_of(node) in CASTS:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _between(source: fx.Node, output: fx.Node) -> frozenset[fx.Node]:
+    """All nodes on the way from `source` to `output`."""
+    found: set[fx.Node] = set()
+    pending = [output]
+    while pending:
+        node = pending.pop()
+        if node is not source and node not in found and node.op == "call_function":
+            found.add(node)
+            pending += node.all_input_nodes
+    return frozenset(found)

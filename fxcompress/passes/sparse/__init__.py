@@ -1,0 +1,1 @@
+"""Methods that make entries of weights zero and leave sizes alone."""

@@ -1,0 +1,180 @@
+"""N:M sparsity: of every m consecutive inputs of a weight only n stay, as sparse tensor cores want.
+
+Sizes stay as they are; a runtime that knows the pattern skips the zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+
+from fxcompress.arguments import Count
+from fxcompress.budget import Globs, Recipe, check_globs, matches, names_of
+from fxcompress.edit.plan import Pattern, Plan, Reparametrize, Replace
+from fxcompress.errors import PlanError
+from fxcompress.graph.captured import find_tensor, parameter_of
+from fxcompress.io import saveable
+from fxcompress.program import Program
+
+INPUT_AXIS = {
+    "aten::linear": (1, 1),
+    "aten::conv1d": (1, 1),
+    "aten::conv2d": (1, 1),
+    "aten::conv3d": (1, 1),
+    "aten::mm": (1, 0),
+    "aten::addmm": (2, 0),
+}
+"""Which argument of an operator is its weight, and which axis of that runs over the inputs."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NMSparsity(Recipe):
+    """Keep the n largest of every m consecutive inputs of each weight.
+
+    In a convolution the m are neighbouring input channels at one position of the kernel. Of equal
+    magnitudes the first stays. Weights whose inputs do not come in whole blocks of m are left
+    dense, with a note. Passes that remove units come first: after this one they would break the
+    blocks, which the report says.
+
+    Attributes:
+        n: How many stay.
+        m: Out of how many.
+        trainable: Keep the weights as they are and read them through a mask, so that they may be
+            trained on; `Program.finalize` folds the mask.
+        include: Globs on parameter names; empty for all weights.
+        exclude: Globs on parameter names.
+    """
+
+    n: Count = 2
+    m: Count = 4
+    trainable: bool = False
+    include: Globs = ()
+    exclude: Globs = ()
+
+    def __post_init__(self) -> None:
+        if self.n >= self.m:
+            raise PlanError(f"n of every m inputs stay, so 0 < n < m; got n={self.n}, m={self.m}")
+        for name in ("include", "exclude"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+
+    def plan(self, program: Program) -> Plan:
+        """Choose a mask for every weight.
+
+        Raises:
+            PlanError: No weight can be made sparse, or one is not finite.
+            BudgetError: A glob matches no parameter.
+        """
+        names = names_of(program.module)
+        check_globs((*self.include, *self.exclude), names)
+        edits: list[Replace | Reparametrize] = []
+        notes: list[str] = []
+        for name, axis, reason in _weights(program.module.graph, self.m, program):
+            if not self._meant(names.get(name, frozenset((name,)))):
+                continue
+            if reason:
+                notes.append(f"{name} stays dense: {reason}")
+            else:
+                edits.append(self._edit(program, name, axis))
+        if not edits:
+            raise PlanError(
+                f"{self!r} finds no weight to make sparse: {'; '.join(notes) or 'none is included'}"
+            )
+        return Plan(tuple(edits), tuple(notes))
+
+    def _meant(self, names: frozenset[str]) -> bool:
+        included = not self.include or any(matches(glob, names) for glob in self.include)
+        return included and not any(matches(glob, names) for glob in self.exclude)
+
+    def _edit(self, program: Program, name: str, axis: int) -> Replace | Reparametrize:
+        weight = _tensor(program, name)
+        if not torch.isfinite(weight).all():
+            raise PlanError(f"{name} has entries that are not finite; mend the checkpoint")
+        mask = largest(weight.abs(), self.n, self.m, axis)
+        pattern = Pattern(self.n, self.m, axis)
+        if self.trainable:
+            return Reparametrize(name, Mask(mask, pattern))
+        return Replace(name, weight * mask, mask, pattern)
+
+
+@saveable
+class Mask(nn.Module):
+    """Multiplies a weight by a mask that stays."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, pattern: Pattern) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.pattern = pattern
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+    def zeros(self) -> tuple[Tensor, Pattern]:
+        return self.mask, self.pattern
+
+    def config(self) -> Mapping[str, Any]:
+        return {"shape": list(self.mask.shape), "pattern": list(astuple(self.pattern))}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Mask:
+        return cls(torch.ones(config["shape"], dtype=torch.bool), Pattern(*config["pattern"]))
+
+
+def largest(score: Tensor, n: int, m: int, axis: int) -> Tensor:
+    """True for the `n` largest of every `m` consecutive entries along `axis`; of equal ones for the
+    first.
+
+    Args:
+        score: Its size along `axis` is a multiple of `m`.
+        n: How many.
+        m: Out of how many.
+        axis: Along which axis.
+    """
+    blocks = score.movedim(axis, -1).unflatten(-1, (-1, m))
+    order = blocks.argsort(dim=-1, descending=True, stable=True)
+    mask = torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, order[..., :n], True)
+    return mask.flatten(-2).movedim(-1, axis).contiguous()
+
+
+def _weights(graph: fx.Graph, m: int, program: Program) -> Iterator[tuple[str, int, str]]:
+    """Every weight of a linear map: its name, its input axis, and why it cannot be sparse if so."""
+    axes: dict[str, set[int]] = {}
+    readers: dict[str, int] = {}
+    for node in graph.nodes:
+        if (name := parameter_of(node)) is not None:
+            readers[name] = readers.get(name, 0) + len(node.users)
+        place = INPUT_AXIS.get(node.target._schema.name) if _is_op(node) else None
+        if place and (name := parameter_of(node.args[place[0]])) is not None:
+            axes.setdefault(name, set()).add(place[1])
+            readers[name] -= 1
+    for name, found in axes.items():
+        axis = min(found)
+        yield name, axis, _obstacle(_tensor(program, name), axis, m, found, readers[name])
+
+
+def _obstacle(weight: Tensor, axis: int, m: int, axes: set[int], others: int) -> str:
+    inputs = weight.shape[axis]
+    if others or len(axes) > 1:
+        return "it is read in another way too"
+    if inputs == 1 and weight.dim() > 2:
+        return "depthwise, each output has one input channel"
+    if inputs % m:
+        return f"its {inputs} inputs are no multiple of {m}"
+    return ""
+
+
+def _is_op(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload)
+
+
+def _tensor(program: Program, name: str) -> Tensor:
+    value = find_tensor(program.module, name)
+    assert value is not None
+    return value.detach()

@@ -1,0 +1,1 @@
+"""The one pass that removes units, and what every criterion shares."""

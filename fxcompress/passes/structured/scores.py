@@ -1,0 +1,75 @@
+"""What criteria share: the weights of a group's units by member, how members are combined, and
+what makes the scores of several groups comparable.
+
+A *member* is one axis of a parameter that holds the units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fxcompress.analysis.groups import ChannelGroup, Site
+from fxcompress.axes.transforms import unit_rows
+from fxcompress.budget.normalise import NORMALISERS, Normaliser, lamp, normalised
+from fxcompress.graph.captured import find_tensor
+from fxcompress.program import Program
+
+__all__ = [
+    "NORMALISERS",
+    "ROLES",
+    "Aggregate",
+    "MemberRole",
+    "Normaliser",
+    "combined",
+    "entries_of",
+    "is_bias",
+    "lamp",
+    "members_of",
+    "normalised",
+    "weights_of",
+]
+
+Aggregate = Literal["mean", "sum", "max", "first"]
+MemberRole = Literal["produce", "contract", "affine", "table"]
+"""Roles in which an axis can be a member; statistics are measured and not learned."""
+ROLES: tuple[MemberRole, ...] = get_args(MemberRole)
+
+
+def members_of(group: ChannelGroup, roles: Sequence[MemberRole]) -> list[Site]:
+    """The axes that hold the units in one of `roles`, without biases: a bias shifts the units and
+    carries none of their signal.
+    """
+    return [site for site in group.sites if site.role in roles and not is_bias(site)]
+
+
+def is_bias(site: Site) -> bool:
+    """Whether a site is what a layer adds."""
+    return site.role == "affine" and site.parameter.rpartition(".")[2] == "bias"
+
+
+def weights_of(program: Program, group: ChannelGroup, site: Site) -> Tensor:
+    """The entries of every unit on one axis, shape (cells, units, m), in float64."""
+    value = find_tensor(program.module, site.parameter)
+    assert value is not None
+    return entries_of(program, group, site, value.detach().movedim(site.dim, 0))
+
+
+def entries_of(program: Program, group: ChannelGroup, site: Site, places: Tensor) -> Tensor:
+    """The same of any tensor whose first axis is that of the site: a gradient, or sums."""
+    expr = program.analysis.axes(site.parameter)[site.dim]
+    rows = places.flatten(1) if places.dim() > 1 else places
+    return unit_rows(rows, (expr,), group.factor, group.over).to(torch.float64)
+
+
+def combined(each: Sequence[Tensor], aggregate: Aggregate) -> Tensor:
+    """The scores of several members as one."""
+    if aggregate == "first":
+        return each[0]
+    together = torch.stack(tuple(each))
+    if aggregate == "max":
+        return together.amax(0)
+    return together.sum(0) if aggregate == "sum" else together.mean(0)

@@ -1,0 +1,242 @@
+"""The zero-masked forward pass: what a model computes when some units are zero everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx._pytree import tree_flatten_spec
+from torch.fx.graph import _PyTreeCodeGen
+
+from fxcompress.analysis.coupling import Coupling
+from fxcompress.axes.expressions import Axes, leaves
+from fxcompress.axes.transforms import Choices, size_of, stays
+from fxcompress.errors import PlanError
+from fxcompress.graph.aliasing import mutated_inputs
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.state import (
+    copies,
+    device_of,
+    forked,
+    generator_states,
+    isolated,
+    set_generator_states,
+    written_tensors,
+)
+
+Addition = Callable[[fx.Node, Mapping[fx.Node, Any]], Tensor]
+"""What is added to a node's value, from the node and the values of its operands."""
+
+
+def masked_forward(
+    old: CapturedModule,
+    new: CapturedModule | None,
+    coupling: Coupling,
+    choices: Choices,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Tensor] | None = None,
+    added: Mapping[str, Sequence[Addition]] | None = None,
+) -> Any:
+    """The outputs of `old` with all units zero that `choices` do not keep.
+
+    Nothing is changed: what the graph writes to is copied, and random numbers are drawn as in any
+    other run of `state.run_alone`.
+
+    Args:
+        old: The dense module.
+        new: The rewritten module: where an operation mixes along a changed factor, its arguments
+            there (a normalised shape, say) are used on the kept units.
+        coupling: The analysis of `old`.
+        choices: The kept indices of the factors that change.
+        args: Inputs.
+        kwargs: Inputs by keyword.
+        values: What parameters and buffers are read as, instead of what they hold.
+        added: By the name of a node, what is added to its value.
+    """
+    with forked(old):
+        runner = _Masked(old, new, coupling, choices)
+        runner.added = added or {}
+        runner.values = {
+            name: value.clone() if name in runner.written else value
+            for name, value in (values or {}).items()
+        }
+        flat = flat_inputs(old, copies(args), copies(dict(kwargs)))
+        return old.graph.process_outputs(runner.run(*flat, enable_io_processing=False))
+
+
+def flat_inputs(
+    module: CapturedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """The values of the graph's placeholders, in order; arguments that the graph has by position
+    may be given by name.
+    """
+    codegen = module.graph._codegen
+    if not isinstance(codegen, _PyTreeCodeGen):
+        return [*args, *kwargs.values()]
+    info, named = codegen.pytree_info, dict(kwargs)
+    places = info.orig_args[len(args) : info.in_spec.child(0).num_children]
+    args = (*args, *(named.pop(name) for name in places if name in named))
+    _check_names(info, len(args), named)
+    flat: list[Any] = tree_flatten_spec((args, named), info.in_spec)
+    return flat
+
+
+def _check_names(info: Any, count: int, named: Mapping[str, Any]) -> None:
+    """Refuse arguments that the graph does not have, and a call without some that it has."""
+    places, keys = (
+        info.orig_args[: info.in_spec.child(0).num_children],
+        info.in_spec.child(1).context,
+    )
+    missing = [*places[count:], *(key for key in keys if key not in named)]
+    unknown = sorted(named.keys() - set(keys))
+    if missing or unknown or count > len(places):
+        raise PlanError(
+            f"the program takes {', '.join(info.orig_args)}, as it was captured; it was called "
+            f"with {count} arguments by position and {', '.join(named) or 'none'} by name"
+        )
+
+
+class _Masked(fx.Interpreter):
+    """Runs a graph, masking every value on the axes that change."""
+
+    def __init__(
+        self, old: CapturedModule, new: CapturedModule | None, coupling: Coupling, choices: Choices
+    ) -> None:
+        super().__init__(isolated(old))
+        self.written = written_tensors(old)
+        self.device = device_of(old)
+        self.coupling = coupling
+        self.choices = choices
+        self.twins = {node.name: node for node in new.graph.nodes} if new is not None else {}
+        self.masks: dict[Axes, Tensor | None] = {}
+        self.values: Mapping[str, Tensor] = {}
+        self.added: Mapping[str, Sequence[Addition]] = {}
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = self.values.get(target)
+        return super().get_attr(target, args, kwargs) if value is None else value
+
+    def run_node(self, n: fx.Node) -> Any:
+        if any(
+            leaf in self.choices
+            for expr in self.coupling.over.get(n.name, ())
+            for leaf in leaves(expr)
+        ):
+            return self._over_kept(n)
+        value = self._drawn(n)
+        for addition in self.added.get(n.name, ()):
+            value = value + addition(n, self.env)
+        if n.op in ("placeholder", "output"):
+            return value
+        if isinstance(value, (tuple, list)) and n.name in self.coupling.outputs:
+            many = self.coupling.outputs[n.name]
+            return type(value)(self._masked(v, axes) for v, axes in zip(value, many, strict=True))
+        # The module's own tensors are never written to, but for copies of those that the graph
+        # writes to: all that share their memory have to see the mask.
+        owned = n.op != "get_attr" or n.target in self.written
+        return self._masked(value, self.coupling.axes.get(n.name, ()), owned)
+
+    def _drawn(self, n: fx.Node) -> Any:
+        """Run a node; one that draws random numbers draws those of the kept units alone, which are
+        all that the rewritten module draws.
+        """
+        if n.op != "call_function" or not self._changes(n) or n.name not in self.twins:
+            return super().run_node(n)
+        before = generator_states(self.device)
+        value = super().run_node(n)
+        if all(map(torch.equal, before, generator_states(self.device))):
+            return value
+        set_generator_states(self.device, before)
+        return self._over_kept(n)
+
+    def _changes(self, n: fx.Node) -> bool:
+        axes = self.coupling.axes.get(n.name, ())
+        return any(leaf in self.choices for expr in axes for leaf in leaves(expr))
+
+    def _mask(self, axes: Axes, device: torch.device) -> Tensor | None:
+        if axes not in self.masks:
+            self.masks[axes] = stays(axes, self.choices)
+        mask = self.masks[axes]
+        return None if mask is None else mask.to(device)
+
+    def _masked(self, value: Any, axes: Axes, owned: bool = True) -> Any:
+        if not isinstance(value, Tensor) or not axes:
+            return value
+        mask = self._mask(axes, value.device)
+        if mask is None:
+            return value
+        if not owned or not _writable(value):
+            return value.detach().masked_fill(~mask, 0)
+        return value.masked_fill_(~mask, 0)
+
+    def _over_kept(self, n: fx.Node) -> Any:
+        """Run the node on the kept units alone and put the result back among zeros."""
+        twin = self.twins[n.name]
+        operands = {node.name: self.env[node] for node in n.all_input_nodes}
+        cut = {name: self._cut(value, name) for name, value in operands.items()}
+
+        def fetch(node: fx.Node) -> Any:
+            return cut.get(node.name, self.env.get(node))
+
+        small_args = fx.node.map_arg(twin.args, fetch)
+        small_kwargs = fx.node.map_arg(twin.kwargs, fetch)
+        small = n.target(*small_args, **small_kwargs)  # type: ignore[operator]
+        if isinstance(small, (tuple, list)):
+            many = self.coupling.outputs[n.name]
+            return type(small)(self._spread(v, axes) for v, axes in zip(small, many, strict=True))
+        full = self._spread(small, self.coupling.axes[n.name])
+        for written in mutated_inputs(n):  # what it would have written to, with all its views
+            return self.env[written].copy_(full)
+        return full
+
+    def _cut(self, value: Any, name: str) -> Any:
+        mask = (
+            self._mask(self.coupling.axes.get(name, ()), value.device)
+            if isinstance(value, Tensor)
+            else None
+        )
+        if mask is None:
+            return value
+        shape = _kept_shape(self.coupling.axes[name], self.choices, value.shape)
+        return _laid_out_as(value[mask.expand(value.shape)].reshape(shape), value)
+
+    def _spread(self, value: Tensor, axes: Axes) -> Tensor:
+        mask = self._mask(axes, value.device)
+        if mask is None:
+            return value
+        shape = [
+            expr.size if set(leaves(expr)) & self.choices.keys() else size
+            for expr, size in zip(axes, value.shape, strict=True)
+        ]
+        full = value.new_zeros(shape)
+        full[mask.expand(shape)] = value.flatten()
+        return full
+
+
+def _laid_out_as(small: Tensor, value: Tensor) -> Tensor:
+    """The same, its axes in memory in the order of those of `value`: random numbers are drawn in
+    that order.
+    """
+    order = sorted(range(value.dim()), key=value.stride, reverse=True)
+    back = sorted(range(value.dim()), key=order.__getitem__)
+    return small.permute(order).contiguous().permute(back)
+
+
+def _kept_shape(axes: Axes, choices: Choices, shape: torch.Size) -> list[int]:
+    widths = {factor: choice.width for factor, choice in choices.items()}
+    return [
+        size_of(expr, widths) if set(leaves(expr)) & choices.keys() else size
+        for expr, size in zip(axes, shape, strict=True)
+    ]
+
+
+def _writable(value: Tensor) -> bool:
+    """Whether each element has memory of its own, so that it can be masked in place (which views
+    of it then see).
+    """
+    return all(
+        stride > 0 or size <= 1 for stride, size in zip(value.stride(), value.shape, strict=True)
+    )

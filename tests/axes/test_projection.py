@@ -1,0 +1,275 @@
+"""Laws of the folds over axis expressions: indices, masks, matrices, cells, unit rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from axis_strategies import expressions, kept, selections
+from fxcompress.axes.expressions import (
+    Axes,
+    Concat,
+    Expr,
+    Factor,
+    Product,
+    Space,
+    concat,
+    leaves,
+    product,
+)
+from fxcompress.axes.transforms import (
+    Choice,
+    Choices,
+    coordinates,
+    kept_indices,
+    select,
+    size_of,
+    stays,
+    transform,
+    unit_rows,
+)
+
+SIZES = st.sampled_from((1, 2, 3, 4, 6, 8, 12))
+
+
+def factors(*sizes: int) -> tuple[Factor, ...]:
+    space = Space()
+    made = [space.fresh(size, f"f{number}") for number, size in enumerate(sizes)]
+    return tuple(factor for factor in made if isinstance(factor, Factor))
+
+
+def one_hot(choice: Choice, units: int) -> Choice:
+    """The selection as a matrix with a single 1 in each row."""
+    rows = torch.nn.functional.one_hot(choice.value, units)
+    return Choice(rows.to(torch.float64), choice.over)
+
+
+def widths(choices: Choices) -> dict[Factor, int]:
+    return {factor: choice.width for factor, choice in choices.items()}
+
+
+@st.composite
+def cell_choices(draw: st.DrawFn, factor: Factor, over: Sequence[Factor]) -> Choice:
+    """A selection of its own, of equal length, for every cell."""
+    cells = 1
+    for other in over:
+        cells *= other.size
+    width = draw(st.integers(1, factor.size))
+    rows = [draw(st.permutations(range(factor.size)))[:width] for _ in range(cells)]
+    return Choice(torch.tensor(rows), tuple(over))
+
+
+def block(expr: Expr, choices: Choices) -> Tensor:
+    """The whole matrix that an axis is multiplied with, from its definition (without cells)."""
+    if isinstance(expr, Factor):
+        identity = Choice(torch.eye(expr.size, dtype=torch.float64))
+        return choices.get(expr, identity).value
+    parts = [block(part, choices) for part in expr.parts]
+    if isinstance(expr, Concat):
+        stacked: Tensor = torch.block_diag(*parts)
+        return stacked
+    whole = torch.ones(1, 1, dtype=torch.float64)
+    for part in parts:
+        whole = torch.kron(whole, part)
+    return whole
+
+
+@st.composite
+def tensors_with_axes(draw: st.DrawFn, rank: int = 2) -> tuple[Tensor, Axes]:
+    space = Space()
+    axes = tuple(draw(expressions(space, draw(SIZES))) for _ in range(rank))
+    shape = [expr.size for expr in axes]
+    return torch.randn(shape, dtype=torch.float64), axes
+
+
+# ---- selections
+
+
+@given(data=st.data(), size=SIZES)
+def test_kept_indices_are_where_every_coordinate_is_kept(data: st.DataObject, size: int) -> None:
+    expr = data.draw(expressions(Space(), size))
+    choices = data.draw(selections([expr]))
+    keep = torch.ones(size, dtype=torch.bool)
+    for factor, at in coordinates(expr).items():
+        keep &= (at < 0) | torch.isin(at, choices[factor].value)
+    index = kept_indices(expr, choices)
+    assert index.tolist() == keep.nonzero().flatten().tolist()
+    assert len(index) == size_of(expr, widths(choices))
+
+
+def test_a_choice_may_permute() -> None:
+    a, b = factors(3, 2)
+    choices = {a: Choice(torch.tensor([2, 0]))}
+    assert kept_indices(product((a, b)), choices).tolist() == [4, 5, 0, 1]
+    assert kept_indices(concat((b, a)), choices).tolist() == [0, 1, 4, 2]
+
+
+@given(data=st.data())
+def test_the_mask_is_where_the_kept_indices_point(data: st.DataObject) -> None:
+    tensor, axes = data.draw(tensors_with_axes())
+    choices = data.draw(selections(axes))
+    expected = torch.zeros(tensor.shape, dtype=torch.bool)
+    expected[torch.meshgrid([kept_indices(e, choices) for e in axes], indexing="ij")] = True
+    mask = stays(axes, choices)
+    found = torch.tensor(True) if mask is None else mask
+    assert torch.equal(expected, found.expand(expected.shape))
+
+
+@given(data=st.data())
+def test_transforming_with_one_hot_rows_is_selecting(data: st.DataObject) -> None:
+    tensor, axes = data.draw(tensors_with_axes())
+    choices = data.draw(selections(axes))
+    matrices = {factor: one_hot(choice, factor.size) for factor, choice in choices.items()}
+    expected = select(tensor, axes, choices)
+    torch.testing.assert_close(transform(tensor, axes, [choices] * 2), expected, rtol=0, atol=0)
+    torch.testing.assert_close(transform(tensor, axes, [matrices] * 2), expected)
+
+
+# ---- matrices
+
+
+@given(data=st.data())
+def test_transforming_is_multiplying_with_the_block_matrix(data: st.DataObject) -> None:
+    tensor, axes = data.draw(tensors_with_axes())
+    choices: list[Choices] = []
+    for expr in axes:
+        rows = {f: data.draw(st.integers(1, f.size)) for f in dict.fromkeys(leaves(expr))}
+        choices.append(
+            {f: Choice(torch.randn(k, f.size, dtype=torch.float64)) for f, k in rows.items()}
+        )
+    left, right = (block(expr, own) for expr, own in zip(axes, choices, strict=True))
+    torch.testing.assert_close(transform(tensor, axes, choices), left @ tensor @ right.T)
+
+
+@given(data=st.data())
+def test_matrices_of_cells_are_the_blocks_of_a_block_diagonal_one(data: st.DataObject) -> None:
+    heads, dims, rest = factors(3, 4, 2)
+    matrices = torch.randn(3, data.draw(st.integers(1, 4)), 4, dtype=torch.float64)
+    tensor = torch.randn(12, 2, dtype=torch.float64)
+    axes = (product((heads, dims)), rest)
+    found = transform(tensor, axes, [{dims: Choice(matrices, (heads,))}, {}])
+    torch.testing.assert_close(found, torch.block_diag(*matrices) @ tensor)
+
+
+# ---- cells
+
+
+@given(data=st.data())
+def test_each_cell_keeps_its_own_units(data: st.DataObject) -> None:
+    """On one axis as select, as mask and as one-hot matrices; the outer factor may shrink too."""
+    heads, dims = factors(3, 4)
+    axes = (product((heads, dims)),)
+    choices: dict[Factor, Choice] = {dims: data.draw(cell_choices(dims, [heads]))}
+    if data.draw(st.booleans()):
+        choices[heads] = Choice(data.draw(kept(3)))
+    tensor = torch.arange(12.0, dtype=torch.float64)
+    alive = choices[heads].value.tolist() if heads in choices else range(3)
+    expected = [4 * head + dim for head in alive for dim in choices[dims].value[head].tolist()]
+    assert select(tensor, axes, choices).tolist() == expected
+    mask = stays(axes, choices)
+    assert mask is not None
+    assert mask.nonzero().flatten().tolist() == sorted(expected)
+    matrices = {factor: one_hot(choice, factor.size) for factor, choice in choices.items()}
+    assert transform(tensor, axes, [matrices]).tolist() == expected
+
+
+@given(data=st.data())
+def test_cells_numbered_by_another_axis(data: st.DataObject) -> None:
+    heads, positions, dims = factors(3, 2, 4)
+    choice = data.draw(cell_choices(dims, [heads]))
+    mask = stays((heads, positions, dims), {dims: choice})
+    assert mask is not None
+    for head in range(3):
+        expected = torch.isin(torch.arange(4), choice.value[head])
+        assert torch.equal(mask.expand(3, 2, 4)[head], expected.expand(2, 4))
+
+
+@given(data=st.data())
+def test_cells_over_two_factors(data: st.DataObject) -> None:
+    """(kv r d) with units of d for every (kv, r)."""
+    kv, r, dims = factors(2, 3, 4)
+    choice = data.draw(cell_choices(dims, [kv, r]))
+    axes = (product((kv, r, dims)),)
+    expected = [4 * cell + dim for cell in range(6) for dim in choice.value[cell].tolist()]
+    assert select(torch.arange(24), axes, {dims: choice}).tolist() == expected
+
+
+# ---- scores
+
+
+def test_unit_rows_hold_every_entry_of_a_unit() -> None:
+    a, b, c = factors(3, 2, 4)
+    tensor = torch.arange(24.0).reshape(6, 4)
+    rows = unit_rows(tensor, (product((a, b)), c), a)
+    assert rows.shape == (1, 3, 8)
+    assert torch.equal(rows[0], tensor.reshape(3, 8))
+    assert torch.equal(unit_rows(tensor, (product((a, b)), c), c)[0], tensor.T)
+
+
+def test_unit_rows_of_a_repeated_part_lie_side_by_side() -> None:
+    a, b = factors(2, 3)
+    tensor = torch.arange(12.0).reshape(1, 12)
+    rows = unit_rows(tensor, (Product(()), concat((a, product((b, a)), product((a, a))))), a)
+    assert rows.shape == (1, 2, 1 + 3 + 2 + 2)
+    first = [0, 2, 4, 6, 8, 9, 8, 10]
+    assert sorted(rows[0, 0].tolist()) == sorted(first)
+
+
+def test_unit_rows_of_cells() -> None:
+    heads, dims = factors(3, 4)
+    tensor = torch.randn(12, 5)
+    rows = unit_rows(tensor, (product((heads, dims)), Product(())), dims, over=(heads,))
+    assert torch.equal(rows, tensor.reshape(3, 4, 5))
+    both = unit_rows(tensor, (product((heads, dims)), Product(())), dims)
+    assert torch.equal(both[0], tensor.reshape(3, 4, 5).transpose(0, 1).flatten(1))
+
+
+@given(data=st.data())
+def test_transposing_the_tensor_does_not_change_the_rows(data: st.DataObject) -> None:
+    tensor, axes = data.draw(tensors_with_axes())
+    for factor in dict.fromkeys(leaf for expr in axes for leaf in leaves(expr)):
+        norms = unit_rows(tensor, axes, factor).norm(dim=2)
+        flipped = unit_rows(tensor.T, axes[::-1], factor).norm(dim=2)
+        torch.testing.assert_close(norms, flipped)
+
+
+def test_unit_rows_of_cells_that_another_axis_numbers() -> None:
+    """A grouped convolution's inputs, and the heads of an activation."""
+    groups, outs, ins, rest = factors(3, 2, 4, 5)
+    tensor = torch.randn(6, 4, 5)
+    rows = unit_rows(tensor, (product((groups, outs)), ins, rest), ins, over=(groups,))
+    expected = tensor.reshape(3, 2, 4, 5).transpose(1, 2).flatten(2)
+    assert torch.equal(rows, expected)
+    heads, positions, dims = factors(3, 5, 4)
+    value = torch.randn(2, 3, 5, 4)
+    batch = factors(2)[0]
+    rows = unit_rows(value, (batch, heads, positions, dims), dims, over=(heads,))
+    assert torch.equal(rows.sort(-1).values, value.permute(1, 3, 0, 2).flatten(2).sort(-1).values)
+
+
+@given(data=st.data())
+def test_unit_rows_do_not_care_where_the_cells_are_numbered(data: st.DataObject) -> None:
+    """(h e d) on one axis, and the same entries with h, e and d on axes of their own."""
+    h, e, d = factors(2, 3, 4)
+    order = data.draw(st.permutations(range(3)))
+    tensor = torch.randn(2, 3, 4, dtype=torch.float64)
+    spread = tuple((h, e, d)[dim] for dim in order)
+    rows = unit_rows(tensor.permute(order), spread, d, over=(h, e))
+    assert torch.equal(rows, unit_rows(tensor.reshape(24), (product((h, e, d)),), d, over=(h, e)))
+
+
+def test_unit_rows_of_one_axis_only() -> None:
+    (a,) = factors(3)
+    tensor = torch.randn(3, 3)
+    assert torch.equal(unit_rows(tensor, (a, a), a, dim=1)[0], tensor.T)
+
+
+def test_cells_that_no_axis_numbers_are_refused() -> None:
+    heads, dims = factors(3, 4)
+    with pytest.raises(ValueError, match="on none of the axes"):
+        unit_rows(torch.randn(4), (dims,), dims, over=(heads,))
