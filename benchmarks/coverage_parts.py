@@ -21,7 +21,8 @@ import fxcompress as fx
 from fxcompress.capture import capture
 from fxcompress.edit.plan import Project
 from fxcompress.edit.rewrite import Kept, rewrite
-from fxcompress.graph.captured import CapturedModule, dtype_of, is_tensor
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import dtype_of, is_tensor
 from fxcompress.program import Program
 from fxcompress.verify.masked import masked_forward
 

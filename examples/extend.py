@@ -19,7 +19,7 @@ import fxcompress as fx
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import Axes
 from fxcompress.axes.transforms import unit_rows
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.passes import StructuredPass
 from fxcompress.rules import Context
 

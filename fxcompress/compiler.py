@@ -21,7 +21,7 @@ from fxcompress.edit.plan import Plan
 from fxcompress.edit.rewrite import Kept, rewrite
 from fxcompress.errors import CaptureError, PlanError
 from fxcompress.graph.captured import CapturedModule
-from fxcompress.graph.tensors import has_values, names_of
+from fxcompress.graph.parameters import has_values, names_of
 from fxcompress.program import Pass, Program
 from fxcompress.report import Change, FrozenGroup, GroupChange, PassRun, Report, SparseParameter
 from fxcompress.task import Task, as_task

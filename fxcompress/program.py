@@ -24,7 +24,7 @@ from fxcompress.edit.plan import Pattern, Plan
 from fxcompress.errors import FxCompressError, LoadError, PlanError, WriteBackError
 from fxcompress.explain.words import explain_groups, explain_path, matching_groups, shared_groups
 from fxcompress.graph.captured import CapturedModule, clone_graph
-from fxcompress.graph.tensors import has_values, names_of, replace_tensor, state_digest
+from fxcompress.graph.parameters import has_values, names_of, replace_tensor, state_digest
 from fxcompress.report import Report
 from fxcompress.task import Task
 from fxcompress.writeback import write_back

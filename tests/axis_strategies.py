@@ -8,7 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxcompress.axes.expressions import UNIT, Concat, Expr, Factor, Space, concat, leaves, product
+from fxcompress.axes.expressions import UNIT, Concat, Expr, Factor, concat, leaves, product
+from fxcompress.axes.space import Space
 from fxcompress.axes.transforms import Choice, Choices
 
 

@@ -1,4 +1,4 @@
-"""The law every axis rule claims: op(sliced inputs) == slice(op(inputs)).
+"""The law every axis rule constraints: op(sliced inputs) == slice(op(inputs)).
 
 A graph of one op (or of a few) over buffers is coupled as any model is, so every axis is free until
 a rule says otherwise. What no rule freezes may be cut at random; integers of the graph follow as
@@ -22,7 +22,8 @@ from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Axes, Concat, Expr, Factor, leaves
 from fxcompress.axes.transforms import Choice, Choices, select, stays, transform
 from fxcompress.edit.rewrite import _mend, axis_choices
-from fxcompress.graph.captured import CapturedModule, clone_graph, find_tensor, set_tensor
+from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.parameters import find_tensor, set_tensor
 from fxcompress.graph.schema import operands_of
 
 UNOWNED = ("no layer produces it",)
@@ -194,7 +195,7 @@ def transformable(module: CapturedModule, coupling: Coupling) -> list[Factor]:
         real = tensor.dtype.is_floating_point and tensor.numel() > 0
         for leaf in (leaf for expr in axes for leaf in leaves(expr)):
             held[leaf] = held.get(leaf, True) and real
-    claimed = {**coupling.barriers, **coupling.inexact}
+    claimed = {**coupling.nonlinearities, **coupling.inexact}
     return [factor for factor in free(coupling) if held.get(factor) and factor not in claimed]
 
 

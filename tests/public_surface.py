@@ -190,7 +190,7 @@ VALID: dict[str, Valid] = {
     "export.to_onnx": lambda folder: {"program": small(), "path": folder / "a.onnx"},
     "stats.Read": lambda _: {"value": _read()},
     "stats.gradients": lambda _: {"program": program()},
-    "stats.lined": lambda _: {"entries": torch.ones(1, 2, 3, 4), "gram": "units"},
+    "stats.aligned": lambda _: {"entries": torch.ones(1, 2, 3, 4), "gram": "units"},
     "stats.moments": lambda _: {"program": program(), "groups": [group()]},
     "stats.observe": lambda _: {"program": program(), "taps": {}},
     "stats.paired_moments": lambda _: {

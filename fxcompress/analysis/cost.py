@@ -15,7 +15,8 @@ from fxcompress.analysis.coupling import Coupling
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.axes.transforms import size_of
-from fxcompress.graph.captured import CapturedModule, dynamic_dims, is_tensor
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import dynamic_dims, is_tensor
 from fxcompress.rules import Work
 
 

@@ -1,4 +1,5 @@
-"""The coupling analysis: one walk over the graph, op rule by op rule, then the claims settled.
+"""The coupling analysis: one walk over the graph, op rule by op rule, then its
+constraints resolved.
 
 Factors that rules unify move together. The result holds, for every tensor, its axes as expressions
 over factors, and for every factor why it may not shrink, what mixes along it and which parameters
@@ -13,12 +14,13 @@ from fnmatch import fnmatchcase
 
 from torch import fx, nn
 
-from fxcompress.analysis.coupling import Coupling, settle
+from fxcompress.analysis.coupling import Coupling, resolve
 from fxcompress.axes.expressions import Axes, Factor
 from fxcompress.canonicalize.constants import is_constant
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import CapturedModule, find_tensor, is_tensor, parameter_of, shape_of
-from fxcompress.graph.tensors import names_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import is_tensor, parameter_of, shape_of
+from fxcompress.graph.parameters import find_tensor, names_of
 from fxcompress.probe import Prober
 from fxcompress.rules import Context, rule_for
 from fxcompress.rules.attempt import attempt
@@ -31,7 +33,7 @@ __all__ = ["Coupling", "couple"]
 
 
 def couple(module: CapturedModule, pin: Collection[str] = (), *, probe: bool = False) -> Coupling:
-    """Read the whole graph once and settle what was found.
+    """Read the whole graph once and resolve what was found.
 
     Args:
         module: A captured and canonicalised module. It is not changed.
@@ -49,7 +51,7 @@ def couple(module: CapturedModule, pin: Collection[str] = (), *, probe: bool = F
         for node in (node for node in ctx.axes if _fits(pattern, called[node])):
             for axes in _tensors(ctx, node):
                 ctx.freeze(axes, node, "pinned by the caller")
-    return settle(ctx, parameters, labels)
+    return resolve(ctx, parameters, labels)
 
 
 def check_pins(module: CapturedModule, pin: Collection[str]) -> None:
@@ -103,7 +105,7 @@ def _visit(
             parameters[name] = ctx.axes[node]  # type: ignore[assignment]
             ctx.sources[node] = frozenset((name,))
             if not _can_be_zeroed(ctx, name):
-                ctx.mark(node, ctx.of(node))
+                ctx.set_nonzero(node, ctx.of(node))
     elif node.op == "output":
         for operand in node.all_input_nodes:
             if operand in ctx.axes:

@@ -1,7 +1,7 @@
-"""What the analysis knows, and how the claims of the rules are settled into it.
+"""What the analysis knows, and how the constraints of the rules are resolved into it.
 
-A claim speaks of an expression as it was when a rule read it. Once the whole graph is read, every
-claim is brought down to the factors that its expression stands for in the end.
+A constraint speaks of an expression as it was when a rule read it. Once the whole graph is read,
+every constraint is brought down to the factors that its expression stands for in the end.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import networkx as nx
 from torch import fx
 
-from fxcompress.analysis.kinds import claim_kinds
+from fxcompress.analysis.kinds import find_kinds
 from fxcompress.axes.expressions import Axes, Concat, Edge, Expr, Factor, Product, leaves
-from fxcompress.rules import Binding, Claim, Context, Role, Work, name_of
+from fxcompress.rules import Binding, Constraint, Context, Role, Work, name_of
 
 Facts = Mapping[Factor, tuple[str, ...]]
 Held = tuple[str, int, Role]
@@ -34,7 +34,8 @@ class Coupling:
         over: What a node mixes along, by node name.
         frozen: Why a factor may not shrink.
         inexact: What mixes along a factor, so that zero-masking it is not cutting it.
-        barriers: What acts on each unit of a factor alone, so that only selecting units is exact.
+        nonlinearities: What acts on each unit of a factor alone, so that only selecting units is
+            exact.
         kinds: What a factor is known as (heads, qk, sum …); see `fxcompress.analysis.kinds`.
         roles: The roles of a factor in parameters, as (parameter, axis, role).
         bindings: Integer arguments of nodes that follow the size of an expression.
@@ -45,7 +46,7 @@ class Coupling:
         probed: Ops without a rule of which experiments told the axes, with the nodes.
         failed: Ops whose rule raised, with "node: error" each; what they touch is frozen.
         calls: What each node calls, by node name.
-        companions: For each factor, the factors it never appears without.
+        co_occurring: For each factor, the factors it never appears without.
     """
 
     axes: Mapping[str, Axes]
@@ -54,7 +55,7 @@ class Coupling:
     over: Mapping[str, Axes]
     frozen: Facts
     inexact: Facts
-    barriers: Facts
+    nonlinearities: Facts
     kinds: Facts
     roles: Mapping[Factor, frozenset[Held]]
     bindings: tuple[Binding, ...]
@@ -65,7 +66,7 @@ class Coupling:
     probed: Mapping[str, tuple[str, ...]]
     failed: Mapping[str, tuple[str, ...]]
     calls: Mapping[str, str]
-    companions: Mapping[Factor, frozenset[Factor]] = field(repr=False)
+    co_occurring: Mapping[Factor, frozenset[Factor]] = field(repr=False)
 
     @cached_property
     def graph(self) -> nx.Graph[Any]:
@@ -96,16 +97,16 @@ class Coupling:
         )
 
 
-def settle(
+def resolve(
     ctx: Context, parameters: Mapping[str, Axes], labels: Mapping[Factor, tuple[str, int]]
 ) -> Coupling:
-    """Bring every claim of `ctx` down to factors."""
+    """Bring every constraint of `ctx` down to factors."""
     space = ctx.space
-    for expr, cause in space.tangles:
+    for expr, cause in space.unalignable:
         ctx.frozen.append(
-            Claim(expr, cause, "entangled: its indices do not line up across this operation")
+            Constraint(expr, cause, "entangled: its indices do not line up across this operation")
         )
-    claim_kinds(ctx)
+    find_kinds(ctx)
     axes = {node.name: ctx.of(node) for node in ctx.axes if not ctx.many(node)}
     own = {name: tuple(space.resolve(expr) for expr in exprs) for name, exprs in parameters.items()}
     frozen = _facts(ctx, ctx.frozen)
@@ -123,7 +124,7 @@ def settle(
         over=_over(ctx),
         frozen=frozen,
         inexact=_facts(ctx, ctx.inexact),
-        barriers=_facts(ctx, ctx.barriers),
+        nonlinearities=_facts(ctx, ctx.nonlinearities),
         kinds=_facts(ctx, ctx.kinds, short=True),
         roles={factor: frozenset(held) for factor, held in roles.items()},
         bindings=tuple(replace(b, expr=space.resolve(b.expr)) for b in ctx.bindings),
@@ -136,7 +137,7 @@ def settle(
         probed={name: tuple(nodes) for name, nodes in ctx.probed.items()},
         failed={name: tuple(nodes) for name, nodes in ctx.failed.items()},
         calls={node.name: _call(node) for node in ctx.axes},
-        companions=_companions(axes.values(), own.values()),
+        co_occurring=_co_occurring(axes.values(), own.values()),
     )
 
 
@@ -149,33 +150,33 @@ def _call(node: fx.Node) -> str:
 
 def _roles(ctx: Context, parameters: Mapping[str, Axes]) -> dict[Factor, set[Held]]:
     """Which axis of which parameter holds a factor in which role; every axis that holds it, where
-    a claim does not say.
+    a constraint does not say.
     """
     roles: dict[Factor, set[Held]] = defaultdict(set)
-    for claim in ctx.roles:
-        factors = set(ctx.space.leaves(claim.expr))
-        for name in claim.parameters:
+    for constraint in ctx.roles:
+        factors = set(ctx.space.leaves(constraint.expr))
+        for name in constraint.parameters:
             for dim, expr in enumerate(parameters[name]):
-                if claim.dim in (None, dim) or len(claim.parameters) > 1:
+                if constraint.dim in (None, dim) or len(constraint.parameters) > 1:
                     for leaf in factors.intersection(leaves(expr)):
-                        roles[leaf].add((name, dim, claim.role))
+                        roles[leaf].add((name, dim, constraint.role))
     return roles
 
 
 def _over(ctx: Context) -> dict[str, Axes]:
     over: dict[str, Axes] = defaultdict(tuple)
-    for claim in ctx.inexact:
-        over[claim.node] += (ctx.space.resolve(claim.expr),)
+    for constraint in ctx.inexact:
+        over[constraint.node] += (ctx.space.resolve(constraint.expr),)
     return dict(over)
 
 
 def _facts(
-    ctx: Context, claims: Iterable[Claim], short: bool = False
+    ctx: Context, constraints: Iterable[Constraint], short: bool = False
 ) -> dict[Factor, tuple[str, ...]]:
     facts: dict[Factor, dict[str, None]] = defaultdict(dict)
-    for claim in claims:
-        words = claim.words if short else f"{claim.words} (at {claim.node})"
-        for leaf in ctx.space.leaves(claim.expr):
+    for constraint in constraints:
+        words = constraint.words if short else f"{constraint.words} (at {constraint.node})"
+        for leaf in ctx.space.leaves(constraint.expr):
             facts[leaf][words] = None
     return {leaf: tuple(words) for leaf, words in facts.items()}
 
@@ -210,7 +211,7 @@ def _freeze_unowned(
                 frozen[leaf] = ("no layer produces it",)
 
 
-def _companions(
+def _co_occurring(
     values: Iterable[Axes], parameters: Iterable[Axes]
 ) -> dict[Factor, frozenset[Factor]]:
     """For each factor d, the factors h that it never appears without, and that stand left of it

@@ -31,8 +31,8 @@ class ChannelGroup:
         frozen: Why no unit may be removed, or None; the first of the reasons.
         inexact: What mixes along the units (a norm, a mean), so that removing is not the same as
             masking with zeros.
-        barriers: What acts on each unit alone (an activation, BatchNorm): across it only selecting
-            units is exact.
+        nonlinearities: What acts on each unit alone (an activation, BatchNorm): across it only
+            selecting units is exact.
         kind: What a unit is, told by the operations that use it (see `analysis.kinds`): one of
             the ``heads`` of attention, a query/key dim (``qk``), a value dim (``vo``), or both
             (``head dims``); of a ``residual`` width, which several maps or tables add to; of an
@@ -51,7 +51,7 @@ class ChannelGroup:
     sites: tuple[Site, ...]
     frozen: str | None
     inexact: tuple[str, ...]
-    barriers: tuple[str, ...]
+    nonlinearities: tuple[str, ...]
     kind: str
     factor: Factor = field(repr=False)
     over: tuple[Factor, ...] = field(repr=False)
@@ -142,7 +142,7 @@ def _group(
         sites=sites,
         frozen=reasons[0] if reasons else None,
         inexact=coupling.inexact.get(factor, ()),
-        barriers=coupling.barriers.get(factor, ()),
+        nonlinearities=coupling.nonlinearities.get(factor, ()),
         kind=kind,
         factor=factor,
         over=over,
@@ -176,18 +176,20 @@ def _between_maps(coupling: Coupling, sites: Sequence[Site]) -> bool:
 
 def _over(coupling: Coupling, factor: Factor) -> tuple[Factor, ...]:
     """Companions that units may differ over, in the order of the first axis that holds them."""
-    companions = {
+    co_occurring = {
         other
-        for other in coupling.companions.get(factor, frozenset())
-        if factor not in coupling.companions.get(other, frozenset()) and _repeats(coupling, other)
+        for other in coupling.co_occurring.get(factor, frozenset())
+        if factor not in coupling.co_occurring.get(other, frozenset()) and _repeats(coupling, other)
     }
-    if not companions:
+    if not co_occurring:
         return ()
     for exprs in coupling.parameters.values():
         for expr in exprs:
             order = list(dict.fromkeys(leaves(expr)))
             if factor in order:
-                return tuple(other for other in order[: order.index(factor)] if other in companions)
+                return tuple(
+                    other for other in order[: order.index(factor)] if other in co_occurring
+                )
     return ()
 
 

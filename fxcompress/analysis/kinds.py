@@ -21,9 +21,9 @@ from torch import fx
 
 from fxcompress.axes.expressions import Factor
 from fxcompress.graph.schema import arguments, packet_of
-from fxcompress.rules import Claim, Context
+from fxcompress.rules import Constraint, Context
 
-__all__ = ["claim_kinds"]
+__all__ = ["find_kinds"]
 
 SUMS = ("aten::add", "aten::rsub", "aten::sub")
 PRODUCTS = ("aten::baddbmm", "aten::bmm", "aten::einsum", "aten::matmul")
@@ -31,8 +31,8 @@ SOFTMAX = ("aten::_softmax", "aten::softmax", "aten::_safe_softmax")
 Factors = frozenset[Factor]
 
 
-def claim_kinds(ctx: Context) -> None:
-    """Add to the claims of `ctx` what the whole graph tells of its factors."""
+def find_kinds(ctx: Context) -> None:
+    """Add to the constraints of `ctx` what the whole graph tells of its factors."""
     maps = frozenset(work.node for work in ctx.work)
     _claim_sums(ctx, maps)
     _claim_attention(ctx, maps)
@@ -56,7 +56,7 @@ def _claim_sums(ctx: Context, maps: frozenset[str]) -> None:
             written[node] = node if len(sources) > 1 else sources.pop()
         if packet_of(node).removesuffix("_") in SUMS and len({written[op] for op in own}) > 1:
             first, second = (_factors(ctx, operand) for operand in own)
-            _claim(ctx, first & second, node, "sum")
+            _constrain(ctx, first & second, node, "sum")
 
 
 # ---- attention
@@ -93,21 +93,21 @@ def _claim_scores(ctx: Context, node: fx.Node, operands: list[fx.Node]) -> None:
     """Queries by keys: what is contracted, what both share, and what each has alone."""
     first, second, out = (_factors(ctx, each) for each in (*operands, node))
     both = first & second
-    _claim(ctx, both - out, node, "qk")
-    _claim(ctx, (first ^ second) & out, node, "scores")
-    _claim(ctx, both & out, node, "heads")
+    _constrain(ctx, both - out, node, "qk")
+    _constrain(ctx, (first ^ second) & out, node, "scores")
+    _constrain(ctx, both & out, node, "heads")
 
 
 def _claim_values(ctx: Context, node: fx.Node, weights: fx.Node, values: fx.Node) -> None:
     """Weights by values: what the values alone have, and what both share."""
     own, other, out = (_factors(ctx, each) for each in (values, weights, node))
-    _claim(ctx, (own - other) & out, node, "vo")
-    _claim(ctx, own & other & out, node, "heads")
+    _constrain(ctx, (own - other) & out, node, "vo")
+    _constrain(ctx, own & other & out, node, "heads")
 
 
 def _factors(ctx: Context, node: fx.Node) -> Factors:
     return frozenset().union(*map(ctx.factors, ctx.each(node)))
 
 
-def _claim(ctx: Context, factors: Factors, node: fx.Node, words: str) -> None:
-    ctx.kinds.extend(Claim(factor, node.name, words) for factor in factors)
+def _constrain(ctx: Context, factors: Factors, node: fx.Node, words: str) -> None:
+    ctx.kinds.extend(Constraint(factor, node.name, words) for factor in factors)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.budget.options import Limits
 from fxcompress.errors import BudgetError
-from fxcompress.graph.tensors import Names, names_of
+from fxcompress.graph.parameters import Names, names_of
 
 __all__ = ["Names", "Scope", "check_globs", "matches", "names_of", "scope_of", "touches"]
 

@@ -13,16 +13,10 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
-from fxcompress.graph.captured import (
-    MODE_FLAGS,
-    CapturedModule,
-    aten,
-    is_free,
-    is_tensor,
-    set_tensor,
-    tensor_of,
-)
+from fxcompress.graph.captured import MODE_FLAGS, CapturedModule, aten
 from fxcompress.graph.emit import emit
+from fxcompress.graph.metadata import is_free, is_tensor
+from fxcompress.graph.parameters import set_tensor, tensor_of
 
 _LARGEST = 64 * 2**20
 """Bytes. A larger constant is cheaper to compute again than to keep and to save."""

@@ -21,8 +21,9 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from fxcompress.graph.captured import CapturedModule, aten, dynamic_dims, is_tensor, shape_of
+from fxcompress.graph.captured import CapturedModule, aten
 from fxcompress.graph.emit import emit
+from fxcompress.graph.metadata import dynamic_dims, is_tensor, shape_of
 
 _MOST_ENTRIES = 8
 """A longer axis is a range of like units (heads, positions), not a handful of different things."""

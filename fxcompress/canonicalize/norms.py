@@ -14,16 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from fxcompress.graph.captured import (
-    CapturedModule,
-    TensorMeta,
-    find_tensor,
-    mode_of,
-    parameter_of,
-    set_tensor,
-    shape_of,
-)
-from fxcompress.graph.tensors import in_place_of
+from fxcompress.graph.captured import CapturedModule, mode_of
+from fxcompress.graph.metadata import TensorMeta, parameter_of, shape_of
+from fxcompress.graph.parameters import find_tensor, in_place_of, set_tensor
 
 CONVOLUTIONS = tuple(f"aten::conv{n}d" for n in (1, 2, 3))
 TRANSPOSED = tuple(f"aten::conv_transpose{n}d" for n in (1, 2, 3))

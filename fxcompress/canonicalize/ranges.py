@@ -21,8 +21,9 @@ from torch import fx
 
 from fxcompress.canonicalize.constants import constant_of
 from fxcompress.canonicalize.fused import VIEWS, first_new_axis, layout_of, prefix_of, spelling_of
-from fxcompress.graph.captured import CapturedModule, aten, dynamic_dims, shape_of
+from fxcompress.graph.captured import CapturedModule, aten
 from fxcompress.graph.emit import emit
+from fxcompress.graph.metadata import dynamic_dims, shape_of
 
 Range = tuple[int, int]
 """From the first index to behind the last."""

@@ -10,16 +10,9 @@ from torch import fx
 
 from fxcompress.capture.regions import carries_gradient
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
-from fxcompress.graph.captured import (
-    CapturedModule,
-    aten,
-    dtype_of,
-    dynamic_dims,
-    is_free,
-    is_tensor,
-    shape_of,
-)
+from fxcompress.graph.captured import CapturedModule, aten
 from fxcompress.graph.emit import emit
+from fxcompress.graph.metadata import dtype_of, dynamic_dims, is_free, is_tensor, shape_of
 
 _SPLITS = {
     aten.chunk.default,

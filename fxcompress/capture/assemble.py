@@ -9,15 +9,8 @@ from torch.export import ExportedProgram
 
 from fxcompress.capture.regions import inline_regions
 from fxcompress.errors import CaptureError
-from fxcompress.graph.captured import (
-    FIXED_MODE,
-    CapturedModule,
-    aten,
-    find_tensor,
-    mode_of,
-    set_tensor,
-)
-from fxcompress.graph.tensors import in_place_of
+from fxcompress.graph.captured import FIXED_MODE, CapturedModule, aten, mode_of
+from fxcompress.graph.parameters import find_tensor, in_place_of, set_tensor
 
 _ASSERTIONS = {
     # Of dtype and device: the first follow from those of the inputs, which every call checks, the

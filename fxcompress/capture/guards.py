@@ -16,7 +16,8 @@ from torch.utils._sympy.printers import PythonPrinter
 
 from fxcompress.capture.inputs import BATCH, spell_path
 from fxcompress.errors import CaptureError
-from fxcompress.graph.captured import CapturedModule, is_free
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import is_free
 from fxcompress.interface import Interface, SizeInput, SizeRange, TensorInput, ValueInput
 from fxcompress.interface.sizes import term
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from fxcompress.graph.captured import CapturedModule, dtype_of, find_tensor, parameter_of, shape_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import dtype_of, parameter_of, shape_of
 from fxcompress.graph.modes import COUNTER, CUMULATIVE, FIXED_MODE, NORMS, RUNNING_MEAN, aten
+from fxcompress.graph.parameters import find_tensor
 
 _MOMENTUM = 6
 _BATCHES, _SIZE = 2, 4

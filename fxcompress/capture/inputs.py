@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError
-from fxcompress.graph.captured import dynamic_dims, is_tensor
+from fxcompress.graph.metadata import dynamic_dims, is_tensor
 from fxcompress.interface import Interface
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import CaptureError
-from fxcompress.graph.captured import CapturedModule, aten, find_tensor
+from fxcompress.graph.captured import CapturedModule, aten
+from fxcompress.graph.parameters import find_tensor
 
 _GRAD_REGION = torch.ops.higher_order.wrap_with_set_grad_enabled
 _AUTOCAST_REGION = torch.ops.higher_order.wrap_with_autocast

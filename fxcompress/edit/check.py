@@ -12,8 +12,8 @@ from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Factor, leaves
 from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import CapturedModule, find_tensor
-from fxcompress.graph.tensors import names_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.parameters import find_tensor, names_of
 
 
 def check_plan(module: CapturedModule, coupling: Coupling, plan: Plan) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import CapturedModule, clone_graph, find_tensor, parameter_of
-from fxcompress.graph.tensors import names_of, replace_tensor
+from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
 
 
 def finalize(module: CapturedModule) -> CapturedModule:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from fxcompress.edit.plan import Masking, Pattern, Plan, Replace
 from fxcompress.edit.rewrite import Rewritten
-from fxcompress.graph.captured import CapturedModule, find_tensor, parameter_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor
 
 _NAMED = 5
 

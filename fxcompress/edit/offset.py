@@ -10,15 +10,10 @@ from fxcompress.axes.expressions import Axes
 from fxcompress.canonicalize.norms import MAPS, normed_maps
 from fxcompress.edit.plan import Offset
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import (
-    CapturedModule,
-    TensorMeta,
-    find_tensor,
-    parameter_of,
-    set_tensor,
-)
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import TensorMeta, parameter_of
+from fxcompress.graph.parameters import Names, find_tensor, names_of, replace_tensor, set_tensor
 from fxcompress.graph.schema import arguments, packet_of
-from fxcompress.graph.tensors import Names, names_of, replace_tensor
 
 _WEIGHT, _BIAS = 1, 2
 

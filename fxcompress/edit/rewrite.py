@@ -25,15 +25,10 @@ from fxcompress.edit.offset import add_offset
 from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.edit.shift import shift_consumers
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import (
-    CapturedModule,
-    TensorMeta,
-    clone_graph,
-    dynamic_dims,
-    find_tensor,
-)
+from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.metadata import TensorMeta, dynamic_dims
+from fxcompress.graph.parameters import Names, find_tensor, names_of, replace_tensor
 from fxcompress.graph.schema import read
-from fxcompress.graph.tensors import Names, names_of, replace_tensor
 from fxcompress.rules import Binding
 
 Kept = Mapping[str, tuple[Tensor | None, ...]]

@@ -12,14 +12,9 @@ from fxcompress.axes.expressions import Factor, leaves
 from fxcompress.axes.transforms import Choice, transform
 from fxcompress.edit.plan import Project
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import (
-    CapturedModule,
-    TensorMeta,
-    example_shape,
-    find_tensor,
-    set_tensor,
-)
-from fxcompress.graph.tensors import Names, replace_tensor
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import TensorMeta, example_shape
+from fxcompress.graph.parameters import Names, find_tensor, replace_tensor, set_tensor
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)

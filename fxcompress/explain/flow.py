@@ -13,7 +13,8 @@ from torch import fx
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import Factor, leaves
-from fxcompress.graph.captured import CapturedModule, is_tensor, parameter_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import is_tensor, parameter_of
 from fxcompress.rules import name_of
 
 Flow = dict[str, tuple[str, ...]]

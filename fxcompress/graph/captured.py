@@ -1,8 +1,7 @@
-"""The captured module, and what everybody asks of its nodes.
+"""The captured module.
 
 `CapturedModule` is a plain `torch.fx.GraphModule` of ATen nodes that behaves like a module: it
-switches between training and evaluation, copies, moves between devices and trains. Shapes are read
-with `shape_of`, `dtype_of` and `dynamic_dims`, whatever kind of value ``meta["val"]`` of a node is.
+switches between training and evaluation, copies, moves between devices and trains.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxcompress.errors import FxCompressError
 from fxcompress.graph.modes import FIXED_MODE as FIXED_MODE
 from fxcompress.graph.modes import MODE_FLAGS as MODE_FLAGS
 from fxcompress.graph.modes import mode_of as mode_of
@@ -24,21 +21,6 @@ from fxcompress.graph.modes import set_mode
 from fxcompress.interface import Interface, assuming, being_traced
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class TensorMeta:
-    """Shape and dtype of a node's tensor, without the machinery of a fake tensor.
-
-    Attributes:
-        shape: Sizes at the example inputs.
-        dtype: Element type.
-        dynamic: The axes whose size follows the inputs.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    dynamic: frozenset[int] = frozenset()
 
 
 class CapturedModule(fx.GraphModule):
@@ -132,98 +114,6 @@ def _unpickled(rebuild: Callable[..., fx.GraphModule], arguments: tuple[Any, ...
     return module
 
 
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Sizes of the node's tensor at the example inputs, also where an axis is dynamic."""
-    return example_shape(_value_of(node))
-
-
-def example_shape(value: Tensor | TensorMeta) -> tuple[int, ...]:
-    """Sizes of a fake tensor at the example inputs."""
-    return tuple(example_size(size) for size in value.shape)
-
-
-def dtype_of(node: fx.Node) -> torch.dtype:
-    """Element type of the node's tensor."""
-    return _value_of(node).dtype
-
-
-def dynamic_dims(node: fx.Node) -> frozenset[int]:
-    """The axes of the node's tensor whose size follows the inputs."""
-    value = _value_of(node)
-    if isinstance(value, TensorMeta):
-        return value.dynamic
-    return frozenset(dim for dim, size in enumerate(value.shape) if is_free(size))
-
-
-def is_free(size: int | torch.SymInt) -> bool:
-    """Whether a size follows the inputs; a symbol that the model pinned to one value does not."""
-    return not isinstance(size, int) and size.node.maybe_as_int() is None
-
-
-def is_tensor(node: fx.Node) -> bool:
-    """Whether the node yields one tensor (and not a tuple, a number or nothing)."""
-    return isinstance(node.meta.get("val"), Tensor | TensorMeta)
-
-
-def is_size(node: fx.Node) -> bool:
-    """Whether the node yields a whole number, such as the size of an axis."""
-    value = node.meta.get("val")
-    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
-
-
-def parameter_of(node: object) -> str | None:
-    """The name of the parameter or buffer that a node reads; None for other nodes."""
-    if isinstance(node, fx.Node) and node.op == "get_attr" and is_tensor(node):
-        return str(node.target)
-    return None
-
-
-def tensor_of(module: nn.Module, node: fx.Node) -> Tensor:
-    """The parameter or buffer that a ``get_attr`` node reads.
-
-    Raises:
-        FxCompressError: The node reads no tensor of this module.
-    """
-    value = find_tensor(module, str(node.target)) if node.op == "get_attr" else None
-    if value is None:
-        raise FxCompressError(
-            f"node '{node.name}' ({node.op} of {node.target}) reads no parameter or buffer; "
-            "ask only for nodes that `parameter_of` has a name for"
-        )
-    return value
-
-
-def find_tensor(module: nn.Module, name: str) -> Tensor | None:
-    """The parameter or buffer of this name, or None."""
-    prefix, _, leaf = name.rpartition(".")
-    try:
-        owner = module.get_submodule(prefix)
-    except AttributeError:
-        return None
-    value = getattr(owner, leaf, None)
-    return value if isinstance(value, Tensor) else None
-
-
-def set_tensor(module: nn.Module, name: str, value: Tensor, *, persistent: bool = True) -> None:
-    """Register a parameter or buffer under a dotted name, making the modules on the way.
-
-    A tensor of that name is replaced where it stands in the order of names. An `nn.Parameter` stays
-    one, anything else is a buffer.
-    """
-    *path, leaf = name.split(".")
-    owner = module
-    for part in path:
-        if part not in owner._modules:
-            owner.add_module(part, nn.Module())
-        owner = owner.get_submodule(part)
-    if isinstance(value, nn.Parameter):
-        owner._buffers.pop(leaf, None)
-        owner.register_parameter(leaf, value)
-    else:
-        owner._parameters.pop(leaf, None)
-        owner.register_buffer(leaf, value, persistent=persistent)
-
-
 def _guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that looks at its inputs first."""
 
@@ -234,35 +124,6 @@ def _guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward(self, *args, **kwargs)
 
     return checked
-
-
-def _value_of(node: fx.Node) -> Tensor | TensorMeta:
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor | TensorMeta):
-        raise FxCompressError(
-            f"node '{node.name}' ({node.op} of {node.target}) yields {type(value).__name__}, "
-            "not one tensor; ask for shapes only where `is_tensor` holds"
-        )
-    return value
-
-
-UNSEEN = 97
-"""Stands for a size that only the values of the inputs tell (of ``x[x > 0]``)."""
-
-
-def example_size(size: int | torch.SymInt) -> int:
-    """A size at the example inputs."""
-    # int(size) would record a guard; the hint is the size at the example inputs.
-    if isinstance(size, int):
-        return size
-    node = size.node
-    known = node.maybe_as_int()
-    known = node.hint if known is None else known
-    if known is None:
-        env = node.shape_env
-        seen = getattr(env, "backed_var_to_val", None) or env.var_to_val
-        known = node.expr.xreplace({s: seen.get(s, UNSEEN) for s in node.expr.free_symbols})
-    return int(known)
 
 
 def _device(module: nn.Module) -> torch.device | None:

@@ -19,8 +19,9 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
-from fxcompress.graph.captured import CapturedModule, clone_graph, find_tensor, parameter_of
-from fxcompress.graph.tensors import names_of, replace_tensor
+from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
 from fxcompress.graph.undeclared import written_unseen
 
 Called = TypeVar("Called", bound=nn.Module)

@@ -17,15 +17,9 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from fxcompress.graph.captured import (
-    CapturedModule,
-    dtype_of,
-    example_size,
-    is_size,
-    is_tensor,
-    shape_of,
-    tensor_of,
-)
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import dtype_of, example_size, is_size, is_tensor, shape_of
+from fxcompress.graph.parameters import tensor_of
 
 Key = tuple[Any, ...]
 

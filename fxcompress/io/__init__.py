@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import LoadError
-from fxcompress.graph.captured import CapturedModule, set_tensor
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.parameters import set_tensor
 from fxcompress.io.files import program_target, storable, write
 from fxcompress.io.graphs import check_graph, dump_graph, load_graph
 from fxcompress.io.inputs import without_values

@@ -16,8 +16,8 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import FxCompressError, LoadError
-from fxcompress.graph.captured import (
-    CapturedModule,
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import (
     TensorMeta,
     dtype_of,
     dynamic_dims,

@@ -14,7 +14,9 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.edit.plan import Pattern
 from fxcompress.errors import LoadError
-from fxcompress.graph.captured import CapturedModule, find_tensor, is_tensor, shape_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import is_tensor, shape_of
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.io.schema import Text
 
 Axis = Annotated[str, Field(pattern=r"^[0-9]{1,2}$")]

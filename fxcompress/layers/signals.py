@@ -64,8 +64,8 @@ def unit_signals(
     order = torch.argsort(number * factor.size + at[factor][places], stable=True)
     picked = rows[places[order].to(value.device)]
     beside = _beside(axes[own], factor, over)
-    lined = picked.reshape(prod(f.size for f in over), factor.size, -1, beside, rows.shape[1])
-    return lined.transpose(2, 3).flatten(3)
+    aligned = picked.reshape(prod(f.size for f in over), factor.size, -1, beside, rows.shape[1])
+    return aligned.transpose(2, 3).flatten(3)
 
 
 def _numbering(axes: Axes, own: int, over: Sequence[Factor]) -> list[int]:

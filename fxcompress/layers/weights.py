@@ -17,7 +17,8 @@ from fxcompress.analysis.groups import Analysed, ChannelGroup, Site
 from fxcompress.axes.expressions import Concat, Expr, Factor, leaves
 from fxcompress.axes.transforms import unit_rows
 from fxcompress.canonicalize.norms import TRANSPOSED, NormedMap, normed_maps
-from fxcompress.graph.captured import find_tensor, parameter_of
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.graph.schema import arguments, packet_of
 
 Rows = Literal["raw", "effective"]

@@ -18,7 +18,7 @@ from typing import Any
 from torch import fx
 
 from fxcompress.axes.expressions import Expr
-from fxcompress.graph.captured import is_tensor
+from fxcompress.graph.metadata import is_tensor
 from fxcompress.probe.experiment import Experiment, experiment, refusal
 from fxcompress.probe.relation import Relation, Tie, relation
 from fxcompress.rules.context import Context, Output
@@ -60,21 +60,21 @@ def _tied(ctx: Context, node: fx.Node, trial: Experiment, found: Relation) -> Ou
     """Unify what moves together; freeze the rest of the operands."""
     words = f"no axis rule for {node.target}; by probing: this axis does not pass unit by unit"
     tied: dict[tuple[int, int], Expr] = {}
-    loud: list[Expr] = []
+    nonzero: list[Expr] = []
     for tie in found.ties:
         first, *others = (ctx.of(trial.operands[number])[dim] for number, dim in tie.inputs)
         for other in others:
             ctx.unify(first, other, node)
         tied.update(dict.fromkeys(tie.outputs, first))
-        ctx.barrier(first, node, name_of(node.target))
-        loud += [] if tie.quiet else [first]
+        ctx.nonlinearity(first, node, name_of(node.target))
+        nonzero += [] if tie.zero_preserving else [first]
         _claim_roles(ctx, trial, tie)
     held = {place for tie in found.ties for place in tie.inputs}
     for number, operand in enumerate(trial.operands):
         free = (e for dim, e in enumerate(ctx.of(operand)) if (number, dim) not in held)
         ctx.freeze(tuple(free), node, words)
-    spread = frozenset().union(*map(ctx.loudness, trial.operands))
-    ctx.mark(node, (*loud, *spread))
+    spread = frozenset().union(*map(ctx.nonzero_factors, trial.operands))
+    ctx.set_nonzero(node, (*nonzero, *spread))
     outputs = tuple(
         tuple(
             ctx.space.resolve(tied[number, dim])

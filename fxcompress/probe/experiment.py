@@ -15,7 +15,8 @@ from torch._higher_order_ops.effects import has_effects
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from fxcompress.graph.captured import CapturedModule, dtype_of, example_shape
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import dtype_of, example_shape
 from fxcompress.graph.schema import schema_of
 from fxcompress.rules.context import Context
 

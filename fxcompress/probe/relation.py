@@ -33,7 +33,7 @@ class Tie:
 
     inputs: tuple[Place, ...]
     outputs: tuple[Place, ...]
-    quiet: bool
+    zero_preserving: bool
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _tie(places: Iterable[tuple[str, int, int]]) -> Tie:
     ordered = sorted(places)
     inputs = tuple((number, dim) for side, number, dim in ordered if side == "in")
     outputs = tuple((number, dim) for side, number, dim in ordered if side == "out")
-    return Tie(inputs, outputs, quiet=False)
+    return Tie(inputs, outputs, zero_preserving=False)
 
 
 def _followers(
@@ -213,7 +213,7 @@ def _hushed(trial: Experiment, draws: Sequence[Draw], tie: Tie, generator: torch
         for out, axis in tie.outputs:
             if results[out].index_select(axis, gone.to(results[out].device)).any():
                 return tie
-    return Tie(tie.inputs, tie.outputs, quiet=True)
+    return Tie(tie.inputs, tie.outputs, zero_preserving=True)
 
 
 def _zeroed(draw: Draw, places: Iterable[Place], gone: Tensor) -> Draw:

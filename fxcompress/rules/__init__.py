@@ -20,7 +20,7 @@ from fxcompress.rules import (
     shape,
     windows,
 )
-from fxcompress.rules.claims import Binding, Claim, Role, RoleClaim, Work
+from fxcompress.rules.constraints import Binding, Constraint, Role, RoleConstraint, Work
 from fxcompress.rules.context import Context
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import RULES, axis_rule, name_of, rule_for
@@ -35,11 +35,11 @@ __all__ = [
     "FAMILIES",
     "RULES",
     "Binding",
-    "Claim",
+    "Constraint",
     "Context",
     "NotationRule",
     "Role",
-    "RoleClaim",
+    "RoleConstraint",
     "Work",
     "axis_rule",
     "name_of",

@@ -1,7 +1,7 @@
 """Running a rule so that an error inside it freezes what the operator touches, and ends nothing.
 
-A rule that raises may have refined some factors and made some claims. What of that holds nobody
-knows, so all of it is taken back: it is as if the operator had no rule.
+A rule that raises may have refined some factors and made some constraints. What of that holds
+nobody knows, so all of it is taken back: it is as if the operator had no rule.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import fx
 
 from fxcompress.axes.expressions import Axes, Concat, Factor, Product
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import example_shape
+from fxcompress.graph.metadata import example_shape
 from fxcompress.rules.context import Context, Output, Rule
 from fxcompress.rules.create import frozen
 from fxcompress.rules.registry import name_of
@@ -45,11 +45,11 @@ class _Checkpoint:
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
         ctx.space.links.clear()
-        ctx.marks.clear()
+        ctx.changes.clear()
         self.lists = [(own, len(own)) for own in self._lists()]
 
     def _lists(self) -> list[list[Any]]:
-        """Every list of claims, edges and names."""
+        """Every list of constraints, edges and names."""
         known = [getattr(part, f.name) for part in (self.ctx, self.ctx.space) for f in fields(part)]
         named = [self.ctx.unknown, self.ctx.probed, self.ctx.failed]
         return [own for own in known if isinstance(own, list)] + [
@@ -60,10 +60,10 @@ class _Checkpoint:
         """Take back what was added since."""
         for factor, link in reversed(self.ctx.space.links):
             factor.link = link
-        for node, loud in reversed(self.ctx.marks):
-            self.ctx.loud.pop(node, None)
-            if loud is not None:
-                self.ctx.loud[node] = loud
+        for node, nonzero in reversed(self.ctx.changes):
+            self.ctx.nonzero.pop(node, None)
+            if nonzero is not None:
+                self.ctx.nonzero[node] = nonzero
         for own, length in self.lists:
             del own[length:]
         known = {id(own) for own, _ in self.lists}

@@ -34,10 +34,10 @@ def _attention(ctx: Context, node: fx.Node) -> Axes:
     ctx.kind(value[-1], node, "vo")
     ctx.flops(node, (*lead, query[-2], key[-2], query[-1]))
     ctx.flops(node, (*lead, query[-2], key[-2], value[-1]))
-    ctx.barrier((*lead, query[-1]), node, "attention")
+    ctx.nonlinearity((*lead, query[-1]), node, "attention")
     ctx.sums(node, (query[-1],), operands[:2])
     alone = ctx.factors((*lead, query[-2])) - ctx.factors(value)
-    ctx.mark(node, (*ctx.loudness(operands[2]), *alone))
+    ctx.set_nonzero(node, (*ctx.nonzero_factors(operands[2]), *alone))
     return tuple(map(ctx.space.resolve, (*lead, query[-2], value[-1])))
 
 

@@ -1,8 +1,8 @@
-"""What a rule works with: the axes of its operands, and the claims it makes about them.
+"""What a rule works with: the axes of its operands, and the constraints it makes about them.
 
 A rule is a function of a `Context` and a node that returns the axes of the node's output. On the
-way it may refine and unify factors (through `Context.space`) and record *claims*, which are settled
-into facts about factors once the whole graph is read.
+way it may refine and unify factors (through `Context.space`) and record *constraints*, which are
+resolved into facts about factors once the whole graph is read.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.axes.expressions import Axes, Expr, Factor, Space
+from fxcompress.axes.expressions import Axes, Expr, Factor
+from fxcompress.axes.space import Space
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
-from fxcompress.graph.captured import CapturedModule, dynamic_dims, shape_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import dynamic_dims, shape_of
 from fxcompress.graph.schema import Path, dims, packet_of, read
-from fxcompress.rules.claims import Binding, Claim, Role, RoleClaim, Work
+from fxcompress.rules.constraints import Binding, Constraint, Role, RoleConstraint, Work
 
 Output = Axes | tuple[Axes, ...]
 Rule = Callable[["Context", fx.Node], Output]
@@ -27,34 +29,34 @@ Rule = Callable[["Context", fx.Node], Output]
 
 @dataclass
 class Context:
-    """Axes of every node read so far, and the claims made about them.
+    """Axes of every node read so far, and the constraints made about them.
 
     Attributes:
         axes: The axes of each node, one tuple for each output.
         sources: The parameters that a node is computed from, and from nothing else.
-        loud: The factors whose units may not be zero in a node although every parameter is masked
-            with zeros there.
+        nonzero: The factors whose units may not be zero in a node although every parameter is
+            masked with zeros there.
         failed: Operators whose rule raised, with the nodes and the errors.
-        marks: What `loud` held before each change of it.
+        changes: What `nonzero` held before each change of it.
     """
 
     module: CapturedModule
     space: Space = field(default_factory=Space)
     axes: dict[fx.Node, Output] = field(default_factory=dict)
     sources: dict[fx.Node, frozenset[str]] = field(default_factory=dict)
-    loud: dict[fx.Node, frozenset[Factor]] = field(default_factory=dict)
-    frozen: list[Claim] = field(default_factory=list)
-    inexact: list[Claim] = field(default_factory=list)
-    barriers: list[Claim] = field(default_factory=list)
-    kinds: list[Claim] = field(default_factory=list)
+    nonzero: dict[fx.Node, frozenset[Factor]] = field(default_factory=dict)
+    frozen: list[Constraint] = field(default_factory=list)
+    inexact: list[Constraint] = field(default_factory=list)
+    nonlinearities: list[Constraint] = field(default_factory=list)
+    kinds: list[Constraint] = field(default_factory=list)
     follows: list[tuple[Expr, Expr, str]] = field(default_factory=list)
-    roles: list[RoleClaim] = field(default_factory=list)
+    roles: list[RoleConstraint] = field(default_factory=list)
     bindings: list[Binding] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     unknown: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     probed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     failed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    marks: list[tuple[fx.Node, frozenset[Factor] | None]] = field(default_factory=list)
+    changes: list[tuple[fx.Node, frozenset[Factor] | None]] = field(default_factory=list)
 
     # ---- operands
 
@@ -110,28 +112,30 @@ class Context:
         """The factors of `exprs`, as refined by now."""
         return frozenset().union(*map(self.space.leaves, exprs))
 
-    def loudness(self, operand: Any) -> frozenset[Factor]:
+    def nonzero_factors(self, operand: Any) -> frozenset[Factor]:
         """The factors whose masked units may not be zero in `operand`."""
-        return self.factors(self.loud.get(operand, ()))
+        return self.factors(self.nonzero.get(operand, ()))
 
-    def mark(self, node: fx.Node, exprs: Iterable[Expr]) -> None:
+    def set_nonzero(self, node: fx.Node, exprs: Iterable[Expr]) -> None:
         """Masked units of `exprs`, and of nothing else, may not be zero in `node`."""
-        self.marks.append((node, self.loud.get(node)))
-        self.loud[node] = self.factors(exprs)
+        self.changes.append((node, self.nonzero.get(node)))
+        self.nonzero[node] = self.factors(exprs)
 
     def spread(self, node: fx.Node) -> None:
         """Settle where `node` is not zero: as its operands are, where its rule did not say.
 
         What an operation in place writes is also read through whatever shares that memory.
         """
-        if node not in self.loud:
-            self.mark(node, frozenset().union(*map(self.loudness, node.all_input_nodes)))
-        if not self.loud[node]:
+        if node not in self.nonzero:
+            self.set_nonzero(
+                node, frozenset().union(*map(self.nonzero_factors, node.all_input_nodes))
+            )
+        if not self.nonzero[node]:
             return
         written = {self.classes[operand] for operand in mutated_inputs(node)}
         for other in self.axes if written else ():
             if self.classes[other] in written and other is not node:
-                self.mark(other, self.loud.get(other, frozenset()) | self.loud[node])
+                self.set_nonzero(other, self.nonzero.get(other, frozenset()) | self.nonzero[node])
 
     @cached_property
     def classes(self) -> dict[fx.Node, fx.Node]:
@@ -140,12 +144,14 @@ class Context:
 
     def sums(self, node: fx.Node, exprs: Iterable[Expr], operands: Iterable[Any]) -> None:
         """`node` adds up products of `operands` along `exprs`: exact where one of them is zero."""
-        holders = [(self.factors(self.of(operand)), self.loudness(operand)) for operand in operands]
+        holders = [
+            (self.factors(self.of(operand)), self.nonzero_factors(operand)) for operand in operands
+        ]
         for factor in self.factors(exprs):
-            if all(factor in loud for own, loud in holders if factor in own):
+            if all(factor in nonzero for own, nonzero in holders if factor in own):
                 self.over(factor, node, f"{node.name} adds up what masking does not make zero")
 
-    # ---- refining, with entanglement as a claim
+    # ---- refining, with entanglement as a constraint
 
     def unify(self, first: Expr, second: Expr, node: fx.Node) -> None:
         """Tie two axes of equal size because of `node`."""
@@ -197,11 +203,11 @@ class Context:
         for expr in exprs:
             self.freeze(expr, node, "entangled: its indices do not line up across this operation")
 
-    # ---- claims
+    # ---- constraints
 
     def freeze(self, expr: Expr | Iterable[Expr], node: fx.Node, words: str) -> None:
         """The factors of `expr` may not shrink."""
-        self._claim(self.frozen, expr, node, words)
+        self._constrain(self.frozen, expr, node, words)
 
     def follow(self, expr: Expr, leader: Expr, node: fx.Node) -> None:
         """`expr` (zeros beside an axis, say) may shrink only where some factor of `leader` may."""
@@ -209,27 +215,27 @@ class Context:
 
     def over(self, expr: Expr | Iterable[Expr], node: fx.Node, words: str) -> None:
         """`node` mixes along `expr`: masking units with zeros is not the same as cutting them."""
-        self._claim(self.inexact, expr, node, words)
+        self._constrain(self.inexact, expr, node, words)
 
-    def barrier(self, expr: Expr | Iterable[Expr], node: fx.Node, words: str) -> None:
+    def nonlinearity(self, expr: Expr | Iterable[Expr], node: fx.Node, words: str) -> None:
         """`node` acts on each unit of `expr` alone, so only selecting units commutes with it."""
-        self._claim(self.barriers, expr, node, words)
+        self._constrain(self.nonlinearities, expr, node, words)
 
     def kind(self, expr: Expr | Iterable[Expr], node: fx.Node, words: str) -> None:
         """The factors of `expr` are known to people as `words` (heads, qk, vo)."""
-        self._claim(self.kinds, expr, node, words)
+        self._constrain(self.kinds, expr, node, words)
 
-    def _claim(
-        self, into: list[Claim], expr: Expr | Iterable[Expr], node: fx.Node, words: str
+    def _constrain(
+        self, into: list[Constraint], expr: Expr | Iterable[Expr], node: fx.Node, words: str
     ) -> None:
         exprs = (expr,) if isinstance(expr, Expr) else expr
-        into.extend(Claim(each, node.name, words) for each in exprs if each.size > 1)
+        into.extend(Constraint(each, node.name, words) for each in exprs if each.size > 1)
 
     def role(self, expr: Expr, operand: Any, role: Role, dim: int | None = None) -> None:
         """The parameters that `operand` is computed from hold `expr`, its axis `dim`, in `role`."""
         parameters = self.sources.get(operand, frozenset())
         if parameters and expr.size > 1:
-            self.roles.append(RoleClaim(expr, parameters, role, _parameter_dim(operand, dim)))
+            self.roles.append(RoleConstraint(expr, parameters, role, _parameter_dim(operand, dim)))
 
     def bind(self, node: fx.Node, path: Path, expr: Expr, sign: int = 1) -> None:
         """The integer argument at `path` of `node` follows the size of `expr`."""

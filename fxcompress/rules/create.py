@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from fxcompress.axes.expressions import Axes, Expr
-from fxcompress.graph.captured import dynamic_dims, example_shape
+from fxcompress.graph.metadata import dynamic_dims, example_shape
 from fxcompress.graph.schema import arguments, packet_of, position
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule, name_of
@@ -59,10 +59,10 @@ def _uniform(ctx: Context, node: fx.Node) -> Axes:
 def _filled(ctx: Context, node: fx.Node, axes: Iterable[Expr]) -> None:
     """Anything but zeros is a constant to add: no linear map, and not zero where masked."""
     if response(ctx, node, frozenset()) != "zero":
-        ctx.barrier(axes, node, packet_of(node))
-        ctx.mark(node, axes)
+        ctx.nonlinearity(axes, node, packet_of(node))
+        ctx.set_nonzero(node, axes)
     else:
-        ctx.mark(node, ())
+        ctx.set_nonzero(node, ())
 
 
 @axis_rule(
@@ -90,14 +90,14 @@ def _grids(ctx: Context, node: fx.Node) -> Output:
     operands = [ctx.of(operand) for operand in named["tensors"]]
     if "meshgrid" not in str(node.target):
         out = ctx.broadcast(operands, node)
-        ctx.barrier(out, node, "copies")
-        ctx.mark(node, out)
+        ctx.nonlinearity(out, node, "copies")
+        ctx.set_nonzero(node, out)
         return (out,) * len(operands)
     axes = [axes[0] if axes else ctx.fixed(1, node, "a point") for axes in operands]
     if named.get("indexing", "ij") == "xy":
         axes[:2] = axes[1::-1]
-    ctx.barrier(axes, node, "copies")
-    ctx.mark(node, axes)
+    ctx.nonlinearity(axes, node, "copies")
+    ctx.set_nonzero(node, axes)
     return (tuple(axes),) * len(operands)
 
 

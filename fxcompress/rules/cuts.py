@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from fxcompress.axes.expressions import UNIT, Axes, Expr, concat
-from fxcompress.graph.captured import example_shape
+from fxcompress.graph.metadata import example_shape
 from fxcompress.graph.schema import arguments, position
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule

@@ -20,8 +20,8 @@ def _cdist(ctx: Context, node: fx.Node) -> Axes:
     for operand in operands:
         ctx.sums(node, (first[-1],), (operand,))
     out = (*lead, first[-2], second[-2])
-    ctx.barrier((*out, first[-1]), node, "aten::cdist")
-    ctx.mark(node, out)
+    ctx.nonlinearity((*out, first[-1]), node, "aten::cdist")
+    ctx.set_nonzero(node, out)
     return tuple(map(ctx.space.resolve, out))
 
 
@@ -35,5 +35,5 @@ def _cosine_similarity(ctx: Context, node: fx.Node) -> Axes:
     (dim,) = dims(named["dim"], len(axes))
     for operand in (named["x1"], named["x2"]):
         ctx.sums(node, (axes[dim],), (operand,))
-    ctx.barrier(axes, node, "aten::cosine_similarity")
+    ctx.nonlinearity(axes, node, "aten::cosine_similarity")
     return axes[:dim] + axes[dim + 1 :]

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from fxcompress.axes.expressions import UNIT, Axes, Expr
-from fxcompress.graph.captured import dtype_of
+from fxcompress.graph.metadata import dtype_of
 from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.rules.context import Context
 from fxcompress.rules.notation import NotationRule
@@ -67,7 +67,7 @@ def _index(ctx: Context, node: fx.Node) -> Axes:
     found = _places(ctx, node)
     if found is None:
         return ctx.opaque(node, "masked indexing")
-    ctx.mark(node, (*ctx.loudness(node.args[0]), *found[1]))
+    ctx.set_nonzero(node, (*ctx.nonzero_factors(node.args[0]), *found[1]))
     return _indexed(ctx.of(node.args[0]), found)
 
 
@@ -81,13 +81,15 @@ def _index_put(ctx: Context, node: fx.Node) -> Axes:
     else:
         ctx.freeze(found[1], node, "written by index")
         ctx.broadcast([_indexed(axes, found), values], node)
-        ctx.mark(node, (*ctx.loudness(node.args[0]), *_unlike(ctx, axes, node.args[2])))
+        ctx.set_nonzero(
+            node, (*ctx.nonzero_factors(node.args[0]), *_unlike(ctx, axes, node.args[2]))
+        )
     return tuple(map(ctx.space.resolve, axes))
 
 
 def _unlike(ctx: Context, axes: Axes, value: Any) -> frozenset[Any]:
     """The factors of `axes` along which `value`, once written there, may not be zero."""
-    return ctx.factors(axes) - (ctx.factors(ctx.of(value)) - ctx.loudness(value))
+    return ctx.factors(axes) - (ctx.factors(ctx.of(value)) - ctx.nonzero_factors(value))
 
 
 @axis_rule("aten::index_select")
@@ -99,7 +101,7 @@ def _index_select(ctx: Context, node: fx.Node) -> Axes:
     dim = named["dim"] % len(axes)
     ctx.freeze(axes[dim], node, "read by index")
     index = ctx.of(named["index"]) or (UNIT,)
-    ctx.mark(node, (*ctx.loudness(named["self"]), *index))
+    ctx.set_nonzero(node, (*ctx.nonzero_factors(named["self"]), *index))
     return (*axes[:dim], *index, *axes[dim + 1 :])
 
 
@@ -118,7 +120,7 @@ def _gather(ctx: Context, node: fx.Node) -> Axes:
     if axes:
         ctx.freeze(axes[dim], node, "read by index")
         out[dim] = index[dim]
-    ctx.mark(node, (*ctx.loudness(named["self"]), *out[dim : dim + 1]))
+    ctx.set_nonzero(node, (*ctx.nonzero_factors(named["self"]), *out[dim : dim + 1]))
     return tuple(map(ctx.space.resolve, out))
 
 
@@ -151,8 +153,8 @@ def _scatter(ctx: Context, node: fx.Node) -> Axes:
             _lined_up(ctx, node, (axes, own), dim)
             ctx.freeze((axes[dim], own[dim]), node, "written by index")
     if len(operands) == 1 or packet_of(node) == "aten::scatter_reduce":
-        ctx.barrier(axes, node, packet_of(node))
-    ctx.mark(node, axes)
+        ctx.nonlinearity(axes, node, packet_of(node))
+    ctx.set_nonzero(node, axes)
     return tuple(map(ctx.space.resolve, axes))
 
 
@@ -169,8 +171,8 @@ def _index_add(ctx: Context, node: fx.Node) -> Axes:
             ctx.freeze(source[dim], node, "written by index")
             _lined_up(ctx, node, (axes, source), dim)
     if packet_of(node) in ("aten::index_fill", "aten::index_reduce"):
-        ctx.barrier(axes, node, packet_of(node))
-    ctx.mark(node, axes)
+        ctx.nonlinearity(axes, node, packet_of(node))
+    ctx.set_nonzero(node, axes)
     return tuple(map(ctx.space.resolve, axes))
 
 
@@ -187,7 +189,7 @@ def _piece_scatter(ctx: Context, node: fx.Node) -> Axes:
     else:
         ctx.freeze(source[dim], node, "written by index")
         ctx.broadcast([rest, source[:dim] + source[dim + 1 :]], node)
-    ctx.mark(node, (*ctx.loudness(named["self"]), *_unlike(ctx, rest, named["src"])))
+    ctx.set_nonzero(node, (*ctx.nonzero_factors(named["self"]), *_unlike(ctx, rest, named["src"])))
     return tuple(map(ctx.space.resolve, axes))
 
 
@@ -196,5 +198,5 @@ def _one_hot(ctx: Context, node: fx.Node) -> Axes:
     """The classes are values."""
     axes = ctx.of(node.args[0])
     out = (*axes, ctx.fixed(ctx.shape(node)[-1], node, "classes"))
-    ctx.mark(node, out)
+    ctx.set_nonzero(node, out)
     return out

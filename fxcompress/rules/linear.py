@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from fxcompress.axes.expressions import Axes
-from fxcompress.graph.captured import example_size
+from fxcompress.graph.metadata import example_size
 from fxcompress.graph.schema import arguments
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 
 from fxcompress.axes.expressions import UNIT, Axes, product
-from fxcompress.graph.captured import example_shape
+from fxcompress.graph.metadata import example_shape
 from fxcompress.graph.schema import arguments, dims, position
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule
@@ -28,8 +28,8 @@ def _batch_norm(ctx: Context, node: fx.Node) -> Axes:
     """Each channel, by its running statistics, or over the batch and the positions."""
     named = arguments(node)
     out = STATISTICS(ctx, node)
-    ctx.barrier((out[0], *out[2:]), node, "aten::batch_norm")
-    ctx.mark(node, masked_factors(ctx, node, ctx.factors(out))[0])
+    ctx.nonlinearity((out[0], *out[2:]), node, "aten::batch_norm")
+    ctx.set_nonzero(node, masked_factors(ctx, node, ctx.factors(out))[0])
     if named.get("training", False) or named["running_mean"] is None:
         _normed(ctx, node, (out[0], *out[2:]))
     return out
@@ -53,8 +53,8 @@ def _instance_norm(ctx: Context, node: fx.Node) -> Axes:
     """Each channel of each sample over its positions."""
     out = STATISTICS(ctx, node)
     ctx.freeze(out[2:], node, "instance norm over the positions")
-    ctx.barrier(out[:2], node, "aten::instance_norm")
-    ctx.mark(node, masked_factors(ctx, node, ctx.factors(out))[0])
+    ctx.nonlinearity(out[:2], node, "aten::instance_norm")
+    ctx.set_nonzero(node, masked_factors(ctx, node, ctx.factors(out))[0])
     if arguments(node)["running_mean"] is not None:
         ctx.over(out[0], node, "running statistics are those of the whole batch")
     return out
@@ -72,9 +72,9 @@ def _layer_norm(ctx: Context, node: fx.Node) -> Axes:
     for number, expr in enumerate(axes[-count:]):
         ctx.bind(node, (place, number), expr)
     _normed(ctx, node, axes[-count:])
-    ctx.barrier(axes, node, "normalisation")
+    ctx.nonlinearity(axes, node, "normalisation")
     shifted = named.get("bias") is not None
-    ctx.mark(node, axes if shifted else ctx.loudness(named["input"]))
+    ctx.set_nonzero(node, axes if shifted else ctx.nonzero_factors(named["input"]))
     return tuple(ctx.space.resolve(expr) for expr in axes)
 
 
@@ -100,10 +100,10 @@ def _group_norm(ctx: Context, node: fx.Node) -> Axes:
     for name in ("weight", "bias"):
         _scaled(ctx, node, named[name], (product((outer, inner)),))
     _normed(ctx, node, (inner, *rest))
-    ctx.barrier((batch, outer), node, "aten::group_norm")
+    ctx.nonlinearity((batch, outer), node, "aten::group_norm")
     out = (batch, product((outer, inner)), *rest)
     scaled = named["weight"] is not None
-    ctx.mark(node, (batch, *rest) if scaled else ctx.loudness(named["input"]))
+    ctx.set_nonzero(node, (batch, *rest) if scaled else ctx.nonzero_factors(named["input"]))
     return tuple(ctx.space.resolve(expr) for expr in out)
 
 
@@ -117,7 +117,7 @@ def _scaled(ctx: Context, node: fx.Node, operand: Any, axes: Axes) -> None:
 
 def _normed(ctx: Context, node: fx.Node, exprs: Axes) -> None:
     ctx.over(exprs, node, f"{node.name} normalises over it")
-    ctx.barrier(exprs, node, "normalisation")
+    ctx.nonlinearity(exprs, node, "normalisation")
 
 
 @axis_rule("aten::_log_softmax", "aten::_softmax", "aten::log_softmax", "aten::softmax")
@@ -126,8 +126,8 @@ def _softmax(ctx: Context, node: fx.Node) -> Axes:
     named = arguments(node)
     axes = ctx.of(named["self"])
     _normed(ctx, node, tuple(axes[dim] for dim in dims(named["dim"], len(axes))))
-    ctx.barrier(axes, node, "softmax")
-    ctx.mark(node, axes)
+    ctx.nonlinearity(axes, node, "softmax")
+    ctx.set_nonzero(node, axes)
     return axes
 
 
@@ -140,6 +140,6 @@ def _weight_norm(ctx: Context, node: fx.Node) -> Axes:
     out = ctx.broadcast([axes, gain], node)
     ctx.role(out[dim], named["g"], "affine", dim)
     ctx.over(out[dim], node, "a masked row has no length to divide by")
-    ctx.barrier(out, node, "aten::_weight_norm")
+    ctx.nonlinearity(out, node, "aten::_weight_norm")
     ctx.sums(node, (*out[:dim], *out[dim + 1 :]), (named["v"],))
     return out

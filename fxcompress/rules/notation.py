@@ -26,7 +26,7 @@ from torch import fx
 
 from fxcompress.axes.expressions import Axes, Expr, Factor, product
 from fxcompress.graph.schema import arguments, given, operands_of, position
-from fxcompress.rules.claims import Role
+from fxcompress.rules.constraints import Role
 from fxcompress.rules.context import Context
 
 Item = str | tuple[str, ...]
@@ -111,20 +111,20 @@ class NotationRule:
         out = _build(ctx, node, output, values)
         added = [operand for _, operand, pattern in present if pattern == BROADCAST]
         out = ctx.broadcast([out, *map(ctx.of, added)], node)
-        self._claim(ctx, node, values)
+        self._constrain(ctx, node, values)
         self._roles(ctx, present, output, values)
         self._sums(ctx, node, present, output, values)
         for operand in (op for number, op, _ in present if number in self.plus):
             shifted = ctx.factors(out) - ctx.factors(ctx.of(operand))
-            ctx.barrier(shifted, node, str(node.target))
-        ctx.mark(node, self._loud(ctx, present, out))
+            ctx.nonlinearity(shifted, node, str(node.target))
+        ctx.set_nonzero(node, self._loud(ctx, present, out))
         return out
 
-    def _claim(self, ctx: Context, node: fx.Node, values: Values) -> None:
+    def _constrain(self, ctx: Context, node: fx.Node, values: Values) -> None:
         for letter, words in self.frozen.items():
             ctx.freeze(values.get(letter, ()), node, words)
         for letter in self.channelwise.split():
-            ctx.barrier(values.get(letter, ()), node, str(node.target))
+            ctx.nonlinearity(values.get(letter, ()), node, str(node.target))
         for term in self.work:
             ctx.flops(node, tuple(e for letter in term.split() for e in values.get(letter, ())))
         for argument, letter in self.bound.items():
@@ -161,7 +161,7 @@ class NotationRule:
             weighed = any(ctx.sources.get(operand) for operand in holders)
             twice = any(list(pattern).count(letter) > 1 for _, _, pattern in present)
             if twice or (len(holders) > 1 and (letter in kept or not weighed)):
-                ctx.barrier(values[letter], node, str(node.target))
+                ctx.nonlinearity(values[letter], node, str(node.target))
             if letter not in kept:
                 ctx.sums(node, values[letter], holders)
 
@@ -170,7 +170,7 @@ class NotationRule:
         terms = [[op for n, op, _ in present if n not in (*self.plus, *self.beside)]]
         quiet = everything = ctx.factors(out)
         for term in (*terms, *([op] for n, op, _ in present if n in self.plus)):
-            zero = (ctx.factors(ctx.of(op)) - ctx.loudness(op) for op in term)
+            zero = (ctx.factors(ctx.of(op)) - ctx.nonzero_factors(op) for op in term)
             quiet &= frozenset().union(*zero)
         return everything - quiet
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from fxcompress.axes.expressions import Axes, Expr, concat
-from fxcompress.graph.captured import dynamic_dims
+from fxcompress.graph.metadata import dynamic_dims
 from fxcompress.graph.schema import arguments, position
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.create import frozen
@@ -65,8 +65,8 @@ def _pad(ctx: Context, node: fx.Node) -> Axes:
             ctx.freeze(axes[dim], node, "padded")
             axes[dim] = ctx.fixed(ctx.shape(node)[dim], node, "padded")
     if not zeros:
-        ctx.barrier(axes, node, "padding with a number")
-        ctx.mark(node, axes)
+        ctx.nonlinearity(axes, node, "padding with a number")
+        ctx.set_nonzero(node, axes)
     return tuple(axes)
 
 

@@ -46,10 +46,10 @@ def pointwise(ctx: Context, node: fx.Node) -> Output:
             ctx.role(expr, operand, "affine", dim)
     out = tuple(map(ctx.space.resolve, out))
     every = ctx.factors(out)
-    loud, singular = masked_factors(ctx, node, every)
+    nonzero, singular = masked_factors(ctx, node, every)
     ctx.over(singular, node, f"{node.name} is not finite where it is zero")
-    ctx.barrier(nonlinear_factors(ctx, node, every), node, name_of(node.target))
-    ctx.mark(node, loud)
+    ctx.nonlinearity(nonlinear_factors(ctx, node, every), node, name_of(node.target))
+    ctx.set_nonzero(node, nonzero)
     return out
 
 
@@ -66,8 +66,8 @@ def _prelu(ctx: Context, node: fx.Node) -> Axes:
         channel = axes[min(1, len(axes) - 1)]
         ctx.unify(channel, slope[0], node)
         ctx.role(channel, weight, "affine", 0)
-    ctx.barrier(axes, node, "aten::prelu")
-    ctx.mark(node, ctx.loudness(operand))
+    ctx.nonlinearity(axes, node, "aten::prelu")
+    ctx.set_nonzero(node, ctx.nonzero_factors(operand))
     return tuple(ctx.space.resolve(expr) for expr in axes)
 
 
@@ -80,5 +80,5 @@ def _glu(ctx: Context, node: fx.Node) -> Axes:
     left, right = ctx.cut(axes[dim], (axes[dim].size // 2, axes[dim].size // 2), node)
     ctx.unify(left, right, node)
     axes[dim] = left
-    ctx.barrier(axes, node, "aten::glu")
+    ctx.nonlinearity(axes, node, "aten::glu")
     return tuple(map(ctx.space.resolve, axes))

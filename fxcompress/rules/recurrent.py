@@ -63,8 +63,8 @@ def _recurrent(ctx: Context, node: fx.Node) -> Output:
             start = (layer * directions + direction) * size
             _cell(ctx, node, cell, features, params[start : start + size])
         features = concat((output,) * directions)
-    ctx.barrier((batch, hidden, output), node, GATED)
-    ctx.mark(node, ctx.factors(axes[:2]) | _any_loud(ctx, states))
+    ctx.nonlinearity((batch, hidden, output), node, GATED)
+    ctx.set_nonzero(node, ctx.factors(axes[:2]) | _any_loud(ctx, states))
     stacked = tuple(
         (ctx.fixed(layers * directions, node, "layers and directions"), batch, ctx.of(state)[2])
         for state in states
@@ -87,14 +87,14 @@ def _step(ctx: Context, node: fx.Node) -> Output:
     cell = _Cell(STEPS[packet_of(node)], hidden, hidden, samples, UNIT)
     weights = [named[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
     _cell(ctx, node, cell, features, [weight for weight in weights if weight is not None])
-    ctx.barrier((*batch, hidden), node, GATED)
-    ctx.mark(node, ctx.factors(batch) | _any_loud(ctx, states))
+    ctx.nonlinearity((*batch, hidden), node, GATED)
+    ctx.set_nonzero(node, ctx.factors(batch) | _any_loud(ctx, states))
     out = (*batch, hidden)
     return (out,) * len(states) if packet_of(node) == "aten::lstm_cell" else out
 
 
 def _any_loud(ctx: Context, operands: Any) -> frozenset[Any]:
-    return frozenset().union(*map(ctx.loudness, operands))
+    return frozenset().union(*map(ctx.nonzero_factors, operands))
 
 
 def _cell(ctx: Context, node: fx.Node, cell: _Cell, features: Expr, params: list[fx.Node]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxcompress.axes.expressions import UNIT, Axes
-from fxcompress.graph.captured import example_shape
+from fxcompress.graph.metadata import example_shape
 from fxcompress.graph.schema import arguments, dims, packet_of
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
@@ -28,7 +28,7 @@ def _mean(ctx: Context, node: fx.Node) -> Axes:
     """A masked unit would count in it, a cut one does not; linear along the other axes."""
     gone, out = _reduced(ctx, node)
     ctx.over(gone, node, f"{node.name} runs over it")
-    ctx.barrier(gone, node, "aten::mean")
+    ctx.nonlinearity(gone, node, "aten::mean")
     return out
 
 
@@ -40,7 +40,7 @@ def _statistic(ctx: Context, node: fx.Node) -> Output:
     """As a mean, but not linear along any axis."""
     gone, out = _reduced(ctx, node)
     ctx.over(gone, node, f"{node.name} runs over it")
-    ctx.barrier(ctx.of(node.args[0]), node, str(node.target))
+    ctx.nonlinearity(ctx.of(node.args[0]), node, str(node.target))
     _mark_unless_zero(ctx, node, out)
     return (out, out) if isinstance(node.meta["val"], (tuple, list)) else out
 
@@ -48,14 +48,14 @@ def _statistic(ctx: Context, node: fx.Node) -> Output:
 def _mark_unless_zero(ctx: Context, node: fx.Node, axes: Axes) -> None:
     """Masked units are zero in the result only where the op makes zeros of zeros."""
     if response(ctx, node, frozenset(node.all_input_nodes)) != "zero":
-        ctx.mark(node, axes)
+        ctx.set_nonzero(node, axes)
 
 
 @axis_rule("aten::any", "aten::sum")
 def _sum(ctx: Context, node: fx.Node) -> Axes:
     """A sum of zeros is zero."""
     gone, out = _reduced(ctx, node)
-    ctx.barrier(gone, node, str(node.target))
+    ctx.nonlinearity(gone, node, str(node.target))
     ctx.sums(node, gone, node.args[:1])
     return out
 
@@ -70,7 +70,7 @@ def _length(ctx: Context, node: fx.Node) -> Axes:
         ctx.sums(node, gone, node.args[:1])
     else:
         ctx.over(gone, node, f"{node.name} runs over it")
-    ctx.barrier(ctx.of(node.args[0]), node, str(node.target))
+    ctx.nonlinearity(ctx.of(node.args[0]), node, str(node.target))
     return out
 
 
@@ -79,14 +79,14 @@ def _extreme(ctx: Context, node: fx.Node) -> Output:
     """Values and their indices over one dim; or one value over everything."""
     gone, out = _reduced(ctx, node)
     ctx.over(gone, node, f"{node.name} runs over it")
-    ctx.barrier(ctx.of(node.args[0]), node, str(node.target))
+    ctx.nonlinearity(ctx.of(node.args[0]), node, str(node.target))
     if not isinstance(node.meta["val"], (tuple, list)):
         return out
     indices = [user for user in node.users if user.args[1:] == (1,)]
     ranked = not str(node.target).startswith(("aten.max", "aten.min"))
     if ranked or any(user.users for user in indices):
         ctx.freeze(gone, node, "its indices are values")
-        ctx.mark(node, out)
+        ctx.set_nonzero(node, out)
     return out, out
 
 
@@ -95,7 +95,7 @@ def _argmax(ctx: Context, node: fx.Node) -> Axes:
     """Yields indices of the axis, so the axis must keep them."""
     gone, out = _reduced(ctx, node)
     ctx.freeze(gone, node, "its indices are values")
-    ctx.mark(node, out)
+    ctx.set_nonzero(node, out)
     return out
 
 
@@ -108,8 +108,8 @@ def _sorted(ctx: Context, node: fx.Node) -> Output:
         dim = arguments(node).get("dim", 0) % len(axes)
         ctx.freeze(axes[dim], node, "sorted by value")
         axes[dim] = ctx.fixed(example_shape(first)[dim], node, "sorted by value")
-    ctx.barrier(axes, node, "sorting")
-    ctx.mark(node, axes)
+    ctx.nonlinearity(axes, node, "sorting")
+    ctx.set_nonzero(node, axes)
     return (tuple(axes), tuple(axes)) if isinstance(value, (tuple, list)) else tuple(axes)
 
 
@@ -133,6 +133,6 @@ def _running(ctx: Context, node: fx.Node) -> Output:
         axes[dim] = ctx.fixed(example_shape(first)[dim], node, "cumulative along it")
     out = tuple(map(ctx.space.resolve, axes))
     if packet_of(node) not in ("aten::cumsum", "aten::diff"):
-        ctx.barrier(out, node, packet_of(node))
+        ctx.nonlinearity(out, node, packet_of(node))
     _mark_unless_zero(ctx, node, out)
     return (out, out) if isinstance(node.meta["val"], (tuple, list)) else out

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.axes.expressions import Factor
 from fxcompress.canonicalize.constants import constant_of
-from fxcompress.graph.captured import dtype_of, is_size, is_tensor, shape_of
+from fxcompress.graph.metadata import dtype_of, is_size, is_tensor, shape_of
 from fxcompress.rules.context import Context
 
 Response = Literal["zero", "nonzero", "singular"]
@@ -37,13 +37,13 @@ def masked_factors(ctx: Context, node: fx.Node, every: Factors) -> tuple[Factors
         The factors whose masked units may not be zero there, and those where they are not finite.
     """
     operands = [operand for operand in node.all_input_nodes if ctx.tensor(operand)]
-    zero = {op: ctx.factors(ctx.of(op)) - ctx.loudness(op) for op in operands}
-    loud, singular = set[Factor](), set[Factor]()
+    zero = {op: ctx.factors(ctx.of(op)) - ctx.nonzero_factors(op) for op in operands}
+    nonzero, singular = set[Factor](), set[Factor]()
     for masked, factors in _by_holders(zero, every):
         found = response(ctx, node, masked)
-        loud |= factors if found != "zero" else set()
+        nonzero |= factors if found != "zero" else set()
         singular |= factors if found == "singular" else set()
-    return frozenset(loud), frozenset(singular)
+    return frozenset(nonzero), frozenset(singular)
 
 
 def nonlinear_factors(ctx: Context, node: fx.Node, every: Factors) -> Factors:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from torch import fx
 
 from fxcompress.axes.expressions import UNIT, Axes, Expr, product
-from fxcompress.graph.captured import dtype_of, dynamic_dims, example_shape
+from fxcompress.graph.metadata import dtype_of, dynamic_dims, example_shape
 from fxcompress.graph.schema import arguments, dims, packet_of, position
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.create import unknown
@@ -64,7 +64,7 @@ def _view_dtype(ctx: Context, node: fx.Node) -> Output:
     if dtype_of(source).itemsize != dtype_of(node).itemsize:
         return unknown(ctx, node)
     axes = ctx.of(source)
-    ctx.barrier(axes, node, "aten::view.dtype")
+    ctx.nonlinearity(axes, node, "aten::view.dtype")
     return axes
 
 
@@ -86,7 +86,7 @@ def _flatten(ctx: Context, node: fx.Node) -> Output:
         ctx.freeze((axes[dim] for dim in named), node, "a squeeze leaves it for its size")
     out = reshaped(ctx, node, ctx.of(node.args[0]), ctx.shape(node))
     if packet_of(node) in ("aten::reshape_as", "aten::view_as"):
-        ctx.mark(node, ctx.loudness(node.args[0]))
+        ctx.set_nonzero(node, ctx.nonzero_factors(node.args[0]))
         return ctx.broadcast([out, ctx.of(node.args[1])], node)
     return out
 
@@ -152,8 +152,8 @@ def _expand(ctx: Context, node: fx.Node) -> Axes:
         )
         bind_list(ctx, node, "size", out)
     copies = [new for old, new in zip(own, out, strict=True) if old.size == 1]
-    ctx.barrier(copies, node, "copies")
-    ctx.mark(node, (*ctx.loudness(node.args[0]), *copies))
+    ctx.nonlinearity(copies, node, "copies")
+    ctx.set_nonzero(node, (*ctx.nonzero_factors(node.args[0]), *copies))
     return out
 
 
@@ -170,8 +170,8 @@ def _repeat(ctx: Context, node: fx.Node) -> Axes:
         for dim, expr in enumerate(own)
     ]
     bind_list(ctx, node, name, copies[skipped:])
-    ctx.barrier(copies, node, "copies")
-    ctx.mark(node, (*ctx.loudness(node.args[0]), *copies))
+    ctx.nonlinearity(copies, node, "copies")
+    ctx.set_nonzero(node, (*ctx.nonzero_factors(node.args[0]), *copies))
     return tuple(product(pair) for pair in zip(copies, own, strict=True))
 
 
@@ -195,8 +195,8 @@ def _repeat_interleave(ctx: Context, node: fx.Node) -> Axes:
     axes[dim] = product((axes[dim], copies))
     if named["output_size"] is not None:
         ctx.bind(node, (position(node, "output_size"),), axes[dim])
-    ctx.barrier(copies, node, "copies")
-    ctx.mark(node, (*ctx.loudness(named["self"]), copies))
+    ctx.nonlinearity(copies, node, "copies")
+    ctx.set_nonzero(node, (*ctx.nonzero_factors(named["self"]), copies))
     return tuple(axes)
 
 

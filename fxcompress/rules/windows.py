@@ -7,7 +7,7 @@ import re
 from torch import fx
 
 from fxcompress.axes.expressions import Axes, product
-from fxcompress.graph.captured import example_shape
+from fxcompress.graph.metadata import example_shape
 from fxcompress.graph.schema import arguments, per_axis
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
@@ -53,7 +53,7 @@ def _positions(ctx: Context, node: fx.Node) -> Output:
     )
     if "max" in str(node.target):
         kept = (expr for place, expr in enumerate(axes) if place not in pooled)
-        ctx.barrier(kept, node, str(node.target))
+        ctx.nonlinearity(kept, node, str(node.target))
     return (out, out) if many else out
 
 
@@ -76,7 +76,7 @@ def _grid_sampler(ctx: Context, node: fx.Node) -> Axes:
     grid = ctx.of(named["grid"])
     ctx.unify(batch, grid[0], node)
     ctx.freeze((*positions, *grid[1:]), node, "sampled positions")
-    ctx.barrier(batch, node, str(node.target))
+    ctx.nonlinearity(batch, node, str(node.target))
     return (ctx.space.resolve(batch), channel, *grid[1:-1])
 
 

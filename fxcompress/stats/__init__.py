@@ -8,7 +8,7 @@ from fxcompress.layers.inputs import Read, window_of
 from fxcompress.layers.signals import places_of, unit_signals
 from fxcompress.stats.data import require_data
 from fxcompress.stats.gradients import Gradients, gradients
-from fxcompress.stats.moments import Features, Grams, Moments, lined, moments
+from fxcompress.stats.moments import Features, Grams, Moments, aligned, moments
 from fxcompress.stats.observe import observe
 from fxcompress.stats.pairs import Paired, paired_moments
 
@@ -19,8 +19,8 @@ __all__ = [
     "Moments",
     "Paired",
     "Read",
+    "aligned",
     "gradients",
-    "lined",
     "moments",
     "observe",
     "paired_moments",

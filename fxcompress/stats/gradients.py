@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 from fxcompress.arguments import Count, checked
 from fxcompress.errors import PlanError
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
-from fxcompress.graph.captured import CapturedModule, find_tensor, parameter_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.graph.state import forked
 from fxcompress.program import Program
 from fxcompress.stats.data import parts_of, require_data, samples_of

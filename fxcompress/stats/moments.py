@@ -134,7 +134,7 @@ def _values(program: Program, group: ChannelGroup) -> Iterable[Read]:
 
 
 @checked(PlanError)
-def lined(entries: Units, gram: Grams) -> Tensor:
+def aligned(entries: Units, gram: Grams) -> Tensor:
     """Entries by unit, (cells, units, places, …), as rows of the Gram matrices asked for."""
     if gram == "cells":
         return entries.flatten(0, 2).unsqueeze(0)
@@ -181,14 +181,14 @@ class _Sum:
             self.first = self.first.to(first) + first
             self.second = self.second.to(second) + second
             if self.kind != "none":
-                rows = products(lined(signals, self.kind))
+                rows = products(aligned(signals, self.kind))
                 new = rows @ rows.mT
                 self.gram = self.gram.add_(new) if self.gram.dim() else new.to(torch.float64)
 
     def vectors(self) -> tuple[Tensor, Tensor, int]:
         """Sums and sums of squares along the matrix's rows, and over how many samples."""
         if self.kind in ("places", "cells"):
-            return lined(self.first, self.kind), lined(self.second, self.kind), self.count
+            return aligned(self.first, self.kind), aligned(self.second, self.kind), self.count
         return self.first.sum(2), self.second.sum(2), self.count * self.first.shape[2]
 
     @property

@@ -18,7 +18,7 @@ from fxcompress.graph.state import forked
 from fxcompress.layers.inputs import Read
 from fxcompress.program import Program
 from fxcompress.stats.data import require_data, samples_of
-from fxcompress.stats.moments import Grams, lined, products
+from fxcompress.stats.moments import Grams, aligned, products
 from fxcompress.stats.observe import check_nodes
 from fxcompress.stats.running import runner
 from fxcompress.train.batches import call
@@ -112,7 +112,7 @@ class _Sum:
             for each in (value, other)
         ]
         for pair in zip(*both, strict=True):
-            h, changed = (products(lined(signals, self.kind)) for signals in pair)
+            h, changed = (products(aligned(signals, self.kind)) for signals in pair)
             new = (changed @ changed.mT, changed @ h.mT, h.sum(2), changed.sum(2))
             self.parts = [a + b.to(torch.float64) for a, b in zip(self.parts, new, strict=True)]
             self.count += h.shape[2]

@@ -11,7 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxcompress.arguments import Count, checked
 from fxcompress.errors import FxCompressError
-from fxcompress.graph.captured import CapturedModule, aten, find_tensor, parameter_of
+from fxcompress.graph.captured import CapturedModule, aten
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call, size_of
 from fxcompress.train.reading import EMPTY

@@ -27,7 +27,7 @@ from fxcompress.edit.finalize import finalize
 from fxcompress.edit.plan import Plan, Reparametrize
 from fxcompress.errors import PlanError, VerificationError
 from fxcompress.graph.captured import CapturedModule, clone_graph
-from fxcompress.graph.tensors import has_values
+from fxcompress.graph.parameters import has_values
 from fxcompress.report import Check
 from fxcompress.report.text import NOT_RUN
 from fxcompress.verify.compare import TOLERANCE, coarsest_dtype, distance, doubled
@@ -65,7 +65,7 @@ def verify(
         VerificationError: They differ by more than the tolerance in either proof, an output is not
             finite where the reference is, a tensor does not hold what the plan says, the new
             program does not run or is another one once finalised, or the model draws random numbers
-            that cannot be lined up.
+            that cannot be aligned up.
     """
     if not has_values(old):
         return Check(NOT_RUN, None, None, ok=True, compared="the meta device holds no values")

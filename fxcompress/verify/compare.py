@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxcompress.graph.captured import CapturedModule, dtype_of, is_tensor
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import dtype_of, is_tensor
 
 TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float64: 1e-10,

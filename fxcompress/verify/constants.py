@@ -15,7 +15,8 @@ from fxcompress.axes.coordinates import along, coordinates
 from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.axes.transforms import transform
 from fxcompress.edit.plan import Edit, Offset, Project
-from fxcompress.graph.captured import CapturedModule, find_tensor
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.verify.masked import Addition
 from fxcompress.verify.scatter import Scatter
 

@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from fxcompress.errors import VerificationError
-from fxcompress.graph.captured import CapturedModule, is_tensor, shape_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import is_tensor, shape_of
 from fxcompress.graph.state import copies, device_of, forked, generator_states, isolated
 from fxcompress.verify.masked import flat_inputs
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.transforms import Choices
 from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
-from fxcompress.graph.captured import CapturedModule, find_tensor
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.verify.compare import doubled
 from fxcompress.verify.constants import additions
 from fxcompress.verify.masked import Addition, masked_forward

@@ -12,8 +12,9 @@ from fxcompress.axes.expressions import Axes, leaves
 from fxcompress.axes.transforms import Choices, size_of, stays
 from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.errors import VerificationError
-from fxcompress.graph.captured import CapturedModule, find_tensor, parameter_of
-from fxcompress.graph.tensors import names_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor, names_of
 from fxcompress.verify.scatter import contracts
 
 

@@ -18,8 +18,8 @@ from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.coordinates import along, cell_numbers, coordinates, occurrences
 from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.edit.plan import Offset, Plan, Project
-from fxcompress.graph.captured import CapturedModule, clone_graph, find_tensor
-from fxcompress.graph.tensors import names_of, replace_tensor
+from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
 from fxcompress.verify.values import planned_values
 
 

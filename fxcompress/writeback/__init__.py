@@ -14,7 +14,8 @@ from torch import nn
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, capture
 from fxcompress.errors import CaptureError, WriteBackError
-from fxcompress.graph.captured import CapturedModule, dynamic_dims, is_tensor
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import dynamic_dims, is_tensor
 from fxcompress.writeback.attributes import decisions
 from fxcompress.writeback.configs import mend_configs
 from fxcompress.writeback.evidence import gather
@@ -22,7 +23,7 @@ from fxcompress.writeback.gate import Gate, Inputs, beside
 from fxcompress.writeback.layers import calls_of_layers, mend_layer, readers_of_tensors
 from fxcompress.writeback.reads import attributes_read
 from fxcompress.writeback.refusal import explain
-from fxcompress.writeback.settle import settle
+from fxcompress.writeback.resolve import resolve
 from fxcompress.writeback.transplant import drop_unread, transplant
 
 __all__ = ["write_back"]
@@ -61,7 +62,7 @@ def write_back(
     found = decisions(result, evidence, layers)
     read = attributes_read(original, *given, dynamic) if found else frozenset()
     gate = Gate(module, *given)
-    outcome = settle(result, gate, found, read, dynamic)
+    outcome = resolve(result, gate, found, read, dynamic)
     if not outcome.ok:
         raise WriteBackError(explain(result, original, outcome, module, evidence, dynamic, given))
     return mend_configs(result, original, gate, dynamic)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from fxcompress.graph.captured import CapturedModule, find_tensor, is_tensor, shape_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import is_tensor, shape_of
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.graph.schema import arguments
 from fxcompress.verify.masked import flat_inputs
 from fxcompress.writeback.evidence import integers

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from fxcompress.capture import DynamicSpec
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.writeback.gate import Gate
 from fxcompress.writeback.rebuilt import made_to_load, rebuilt
 

@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.ambient import EXCLUSIVE
 from fxcompress.capture import tracing
-from fxcompress.graph.captured import CapturedModule, clone_graph, dynamic_dims, is_tensor
+from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.metadata import dynamic_dims, is_tensor
 from fxcompress.graph.state import forked, isolated, preserved
 from fxcompress.verify import TOLERANCE, distance
 from fxcompress.writeback.transplant import named_tensors

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fxcompress.ambient import EXCLUSIVE
 from fxcompress.errors import WriteBackError
-from fxcompress.graph.captured import CapturedModule, find_tensor
-from fxcompress.graph.tensors import in_place_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.parameters import find_tensor, in_place_of
 
 Model = TypeVar("Model", bound=nn.Module)
 

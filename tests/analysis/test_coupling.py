@@ -17,7 +17,8 @@ from fxcompress.axes.expressions import Axes, Concat, Expr, Factor, leaves
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import capture
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import CapturedModule, find_tensor
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.parameters import find_tensor
 from models import MODELS, build
 from seeded import once
 

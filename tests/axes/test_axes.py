@@ -10,24 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axis_strategies import expressions, is_normal, selections
-from fxcompress.axes.expressions import (
-    UNIT,
-    Concat,
-    Expr,
-    Factor,
-    Product,
-    Space,
-    concat,
-    leaves,
-    product,
-)
+from fxcompress.axes.expressions import UNIT, Concat, Expr, Factor, Product, concat, leaves, product
+from fxcompress.axes.space import Space
 from fxcompress.axes.transforms import kept_indices
 
 SIZES = st.sampled_from((1, 2, 3, 4, 6, 8, 12))
 
 
 def tangled(space: Space) -> set[Factor]:
-    return {leaf for expr, _ in space.tangles for leaf in space.leaves(expr)}
+    return {leaf for expr, _ in space.unalignable for leaf in space.leaves(expr)}
 
 
 def named(space: Space, **sizes: int) -> tuple[Expr, ...]:
@@ -151,7 +142,7 @@ def test_a_view_of_6_4_as_8_3_is_entangled() -> None:
     a, b, c, d = named(space, a=6, b=4, c=8, d=3)
     space.unify(product((a, b)), product((c, d)))
     assert tangled(space) >= set(space.leaves(product((a, b, c, d))))
-    assert {cause for _, cause in space.tangles} == {"view"}
+    assert {cause for _, cause in space.unalignable} == {"view"}
 
 
 def test_a_product_cut_beside_its_inner_boundary_is_entangled() -> None:

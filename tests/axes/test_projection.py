@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from axis_strategies import expressions, kept, selections
-from fxcompress.axes.expressions import (
-    Axes,
-    Concat,
-    Expr,
-    Factor,
-    Product,
-    Space,
-    concat,
-    leaves,
-    product,
-)
+from fxcompress.axes.expressions import Axes, Concat, Expr, Factor, Product, concat, leaves, product
+from fxcompress.axes.space import Space
 from fxcompress.axes.transforms import (
     Choice,
     Choices,

@@ -27,7 +27,8 @@ from fxcompress.canonicalize.spelling import (
 )
 from fxcompress.capture import capture
 from fxcompress.errors import FxCompressError
-from fxcompress.graph.captured import CapturedModule, TensorMeta, aten, clone_graph, shape_of
+from fxcompress.graph.captured import CapturedModule, aten, clone_graph
+from fxcompress.graph.metadata import TensorMeta, shape_of
 from models import MODELS, build, rebatch, tensors
 
 

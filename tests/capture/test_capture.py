@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fxcompress.capture import Captured, capture
 from fxcompress.errors import CaptureError
-from fxcompress.graph.captured import CapturedModule, aten, find_tensor
+from fxcompress.graph.captured import CapturedModule, aten
+from fxcompress.graph.parameters import find_tensor
 from models import MODELS, build, rebatch, tensors
 
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 import fxcompress as fx
 import nets_training as nets
 from fxcompress.capture import capture
-from fxcompress.graph.captured import find_tensor
-from fxcompress.graph.tensors import names_of
+from fxcompress.graph.parameters import find_tensor, names_of
 from fxcompress.passes import RandomPruning
 from models import MODELS, Example, build, normal, randomize, tensors
 

@@ -9,20 +9,9 @@ from torch import Tensor, fx, nn
 
 from fxcompress.capture import capture
 from fxcompress.errors import FxCompressError
-from fxcompress.graph.captured import (
-    CapturedModule,
-    aten,
-    clone_graph,
-    dtype_of,
-    dynamic_dims,
-    find_tensor,
-    is_tensor,
-    mode_of,
-    parameter_of,
-    set_tensor,
-    shape_of,
-    tensor_of,
-)
+from fxcompress.graph.captured import CapturedModule, aten, clone_graph, mode_of
+from fxcompress.graph.metadata import dtype_of, dynamic_dims, is_tensor, parameter_of, shape_of
+from fxcompress.graph.parameters import find_tensor, set_tensor, tensor_of
 from models import MODELS
 
 

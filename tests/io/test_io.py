@@ -21,7 +21,8 @@ from crafted import manifest_of, write_manifest
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import capture
 from fxcompress.errors import FxCompressError, LoadError, WriteError
-from fxcompress.graph.captured import CapturedModule, dynamic_dims, is_tensor, shape_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.metadata import dynamic_dims, is_tensor, shape_of
 from fxcompress.io import load_module, save_module, saveable
 from models import MODELS, build, rebatch, tensors
 

@@ -14,7 +14,7 @@ from torch import nn
 import fxcompress as fx
 from fxcompress.export import Example, check, to_onnx
 from fxcompress.export.onnx.write import describe
-from fxcompress.graph.tensors import state_digest
+from fxcompress.graph.parameters import state_digest
 from fxcompress.passes import MagnitudePruning
 from fxcompress.report.curves import Curves
 from models import build

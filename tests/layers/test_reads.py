@@ -79,8 +79,8 @@ def test_taps_are_taken_together_where_groups_of_a_convolution_hold_copies() -> 
     model, args, _ = models.build("grouped_conv")
     program = fx.compile(model, args)
     found = [r for g in program.groups if not g.frozen for r in readers(program, g, taps=True)]
-    assert any(not reader.lined for reader in found)
-    assert all(read.window is None for r in found if not r.lined for read in r.reads)
+    assert any(not reader.aligned for reader in found)
+    assert all(read.window is None for r in found if not r.aligned for read in r.reads)
 
 
 def test_layers_that_read_places_one_by_one_share_a_read() -> None:

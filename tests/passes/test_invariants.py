@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxcompress as fx
-from fxcompress.graph.captured import dynamic_dims, is_tensor
+from fxcompress.graph.metadata import dynamic_dims, is_tensor
 from fxcompress.program import Program
 from models import MODELS, build, rebatch, tensors
 from programs import program as dense

@@ -302,7 +302,7 @@ def test_what_becomes_of_zeros_is_found_too(op: Callable[..., Tensor], exact: bo
     program = fx.compile(_Summed(op).double(), (x,), probe=True)
     (group,) = (group for group in program.groups if group.units == 8 and not group.frozen)
     assert group.exact is exact
-    assert any("probetest" in words for words in group.barriers)
+    assert any("probetest" in words for words in group.nonlinearities)
 
 
 def test_what_is_found_is_saved_with_the_program(tmp_path: object) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 import fxcompress
 from fxcompress.analysis.couple import couple
 from fxcompress.analysis.coupling import Coupling
-from fxcompress.axes.expressions import Factor, Space, leaves
+from fxcompress.axes.expressions import Factor, leaves
+from fxcompress.axes.space import Space
 from fxcompress.program import Program
 from fxcompress.rules import Context, registry
 from fxcompress.rules.context import Rule
@@ -40,8 +41,8 @@ class FaultError(Exception):
 
 
 READS = {
-    "each", "factors", "leaves", "loudness", "many", "of", "resolve", "shape", "tensor", "text",
-    "__eq__", "__init__", "__repr__",
+    "each", "factors", "leaves", "many", "nonzero_factors", "of", "resolve", "shape", "tensor",
+    "text", "__eq__", "__init__", "__repr__",
 }  # fmt: skip
 ACTIONS = {
     kind: [name for name, value in vars(kind).items() if callable(value) and name not in READS]
@@ -119,7 +120,9 @@ def facts(found: Coupling) -> dict[str, Any]:
 
     return {
         "axes": [(name, tuple(map(text, axes))) for name, axes in every],
-        "facts": [known(t) for t in (found.frozen, found.inexact, found.barriers, found.kinds)],
+        "facts": [
+            known(t) for t in (found.frozen, found.inexact, found.nonlinearities, found.kinds)
+        ],
         "roles": known(found.roles),
         "bindings": [(b.node, b.path, text(b.expr)) for b in found.bindings],
         "work": [(w.node, w.coefficient, tuple(map(text, w.exprs))) for w in found.work],

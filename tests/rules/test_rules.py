@@ -1,4 +1,4 @@
-"""Every axis rule is proved by its claim: op(sliced inputs) == slice(op(inputs))."""
+"""Every axis rule is proved by its constraint: op(sliced inputs) == slice(op(inputs))."""
 
 from __future__ import annotations
 

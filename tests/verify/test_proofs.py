@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import fxcompress as fx
 from fxcompress.edit.plan import Plan, Project
 from fxcompress.edit.rewrite import rewrite
-from fxcompress.graph.captured import CapturedModule, find_tensor
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.program import Program
 from fxcompress.report import Check
 from fxcompress.verify import distance, verify

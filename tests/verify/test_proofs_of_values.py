@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fxcompress as fx
 from fxcompress.edit.plan import Edit, Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.edit.rewrite import rewrite
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.program import Program
 from fxcompress.report import Check
 from fxcompress.verify import verify

@@ -82,7 +82,7 @@ def metadata_of(program: Exportable) -> dict[str, str]:
     """What is told of a program: version and, where it was compiled, recipe, parent and sizes.
 
     ``fxcompress.recipe`` is a JSON list of the passes, ``fxcompress.parent`` the digest of the
-    dense weights (`fxcompress.graph.tensors.state_digest`), and ``fxcompress.params``, ``.flops``,
+    dense weights (see `fxcompress.graph.parameters`), and ``fxcompress.params``, ``.flops``,
     ``.macs`` and ``.bytes`` are JSON objects with ``before`` and ``after``.
     """
     told: dict[str, object] = {"version": __version__}

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.plan import Plan
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.passes.structured.method import StructuredPass
 from fxcompress.passes.structured.scores import (
     Aggregate,

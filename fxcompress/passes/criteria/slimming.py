@@ -9,7 +9,8 @@ from torch import Tensor
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.plan import Plan
-from fxcompress.graph.captured import aten, parameter_of
+from fxcompress.graph.captured import aten
+from fxcompress.graph.metadata import parameter_of
 from fxcompress.passes.structured.method import DeclinedError, StructuredPass
 from fxcompress.passes.structured.scores import (
     Aggregate,

@@ -14,7 +14,9 @@ from fxcompress.arguments import Count
 from fxcompress.axes.transforms import unit_rows
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.plan import Plan
-from fxcompress.graph.captured import aten, find_tensor, parameter_of
+from fxcompress.graph.captured import aten
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.passes.structured.method import DeclinedError, StructuredPass
 from fxcompress.passes.structured.scores import (
     Aggregate,

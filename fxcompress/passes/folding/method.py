@@ -15,7 +15,7 @@ from fxcompress.axes.transforms import unit_rows
 from fxcompress.budget import Sizing
 from fxcompress.edit.check import tied_axis
 from fxcompress.edit.plan import Edit, Plan, Project, Replace
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.layers.weights import Producer, Rows, consumers, entries, producers
 from fxcompress.passes.folding.clusters import LINKAGES, merge_costs
 from fxcompress.passes.folding.norms import (

@@ -18,7 +18,9 @@ from torch import Tensor, fx
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import leaves
 from fxcompress.axes.transforms import unit_rows
-from fxcompress.graph.captured import aten, find_tensor, parameter_of
+from fxcompress.graph.captured import aten
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.program import Program
 from fxcompress.stats import observe, unit_signals
 

@@ -15,15 +15,9 @@ from torch import Tensor, nn
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import Axes, leaves
-from fxcompress.graph.captured import (
-    CapturedModule,
-    TensorMeta,
-    aten,
-    clone_graph,
-    dtype_of,
-    set_tensor,
-    shape_of,
-)
+from fxcompress.graph.captured import CapturedModule, aten, clone_graph
+from fxcompress.graph.metadata import TensorMeta, dtype_of, shape_of
+from fxcompress.graph.parameters import set_tensor
 from fxcompress.graph.schema import packet_of
 from fxcompress.passes.ippro.targets import Place, Target
 from fxcompress.program import Program

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.graph.state import forked
 from fxcompress.layers.inputs import Window, window_of

@@ -14,7 +14,7 @@ from fxcompress.arguments import Count, Positive
 from fxcompress.axes.coordinates import cell_numbers, coordinates
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.plan import Edit, Plan, Project, Replace
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.layers.weights import Producer, producers
 from fxcompress.passes.kron_obs.factors import (
     Factors,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fxcompress.edit.plan import Edit, Offset, Replace
 from fxcompress.passes.structured.readers import Reader
-from fxcompress.stats import Grams, lined
+from fxcompress.stats import Grams, aligned
 
 
 @dataclass(eq=False)
@@ -46,4 +46,4 @@ class Changed:
 
 def contributions(weights: Tensor, means: Tensor, kind: Grams) -> Tensor:
     """Every entry times the mean of its input, of the shape of the entries."""
-    return (lined(weights, kind) * means.unsqueeze(2)).reshape(weights.shape)
+    return (aligned(weights, kind) * means.unsqueeze(2)).reshape(weights.shape)

@@ -26,7 +26,7 @@ from fxcompress.stats import (
     Moments,
     Paired,
     Read,
-    lined,
+    aligned,
     moments,
     paired_moments,
     require_data,
@@ -181,7 +181,7 @@ class Fitted:
         start = one.columns(self.program) if whole else one.columns(program) * left.unsqueeze(3)
         system, mean, other = self._system(group, one, start, pairs)
         places = stay.to(left.device).unsqueeze(2) & left
-        mask = stay.to(left.device) if kind == "units" else lined(places, kind)
+        mask = stay.to(left.device) if kind == "units" else aligned(places, kind)
         new = system.refitted(mask).reshape(one.index.shape) * places.unsqueeze(3)
         offsets: list[Edit] = []
         if self.options.centred:
@@ -232,7 +232,7 @@ class Fitted:
         if options.centred:
             gram = gram - other.unsqueeze(2) * other.unsqueeze(1)
             cross = cross - other.unsqueeze(2) * mean.unsqueeze(1)
-        lines = lined(columns, self.kinds[group])
+        lines = aligned(columns, self.kinds[group])
         return System(gram, lines, options.lambda_rel, one.weight, cross), mean, other
 
 
@@ -242,7 +242,7 @@ def _has_taps(own: Sequence[Reader]) -> bool:
 
 def _kind(own: Sequence[Reader], widest: int) -> Grams:
     """What the Gram matrices of a group are over."""
-    if not all(one.lined for one in own):
+    if not all(one.aligned for one in own):
         return "units"
     width = max((one.index[..., 0].numel() for one in own), default=0)
     if all(one.joint for one in own) and width <= widest:

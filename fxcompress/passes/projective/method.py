@@ -14,7 +14,7 @@ from fxcompress.arguments import NotNegative
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.plan import Edit, Plan, Project
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.passes.elimination import Elimination, Rescoring, Vectors, eliminate
 from fxcompress.passes.projective.pairs import Pairs, pairs_of
 from fxcompress.passes.projective.refusals import stays_whole

@@ -15,7 +15,7 @@ from torch import Tensor
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.axes.expressions import Concat, Factor, leaves
 from fxcompress.axes.transforms import coordinates
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.layers.weights import producers
 from fxcompress.passes.projective.rewrites import Rewrites
 from fxcompress.program import Program

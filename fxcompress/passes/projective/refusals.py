@@ -31,7 +31,7 @@ def stays_whole(
         given = reconstruction == "redistribute" or (joint and pairs_of(program, group) is not None)
         return None if given else "no weight reads it that could make up for the units that go"
     reason = unweighted(program, group)
-    if reason is None and reconstruction == "linear" and not group.barriers and not kernel:
+    if reason is None and reconstruction == "linear" and not group.nonlinearities and not kernel:
         own = [one for one in readers(program, group) if not one.tied]
         reason = takes_no_constant(program, own)
     return reason

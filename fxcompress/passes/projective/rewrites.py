@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.edit.plan import Edit, Offset, Replace
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.graph.schema import operands_of, packet_of
 from fxcompress.layers.weights import Norm, Producer, entries, producers
 from fxcompress.passes.elimination import Elimination
@@ -152,7 +152,7 @@ def compensate(
     if any(each.filters for each in own):
         return [f"group {group.name}: a depthwise layer lies behind it; only selected"]
     matrices = torch.stack([_mixing(each, steps) for each in found])
-    linear = not group.barriers and shift
+    linear = not group.nonlinearities and shift
     bias = torch.stack([each.offsets.sum(2) for each in own]).sum(0) if linear else None
     notes = []
     for reader in readers(program, group):

@@ -85,11 +85,11 @@ def _products(matrices: list[Tensor], scaled: bool) -> Tensor:
 
 def check_relu(group: ChannelGroup) -> None:
     """Pooling by maxima and folded norms come before or after the ReLU and change nothing."""
-    met = [words.split()[0].replace("::", ".").split(".")[:2][-1] for words in group.barriers]
+    met = [words.split()[0].replace("::", ".").split(".")[:2][-1] for words in group.nonlinearities]
     other = [name for name in met if not name.startswith(_BESIDE)]
     if not any(name.startswith("relu") for name in met) or other:
         raise DeclinedError(
             group,
             "kernel='arccos' is for units behind a ReLU alone, and these meet "
-            f"{', '.join(group.barriers) or 'none'}",
+            f"{', '.join(group.nonlinearities) or 'none'}",
         )

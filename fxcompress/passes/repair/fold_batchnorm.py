@@ -12,7 +12,7 @@ from fxcompress.budget import Recipe
 from fxcompress.canonicalize.norms import TRANSPOSED, NormedMap, normed_maps
 from fxcompress.edit.plan import Plan, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.program import Program
 
 

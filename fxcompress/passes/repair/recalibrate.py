@@ -9,9 +9,10 @@ from fxcompress.arguments import Count
 from fxcompress.budget import Recipe
 from fxcompress.edit.plan import Plan, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import CapturedModule, aten, clone_graph, find_tensor, parameter_of
+from fxcompress.graph.captured import CapturedModule, aten, clone_graph
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
 from fxcompress.graph.state import forked, written_tensors
-from fxcompress.graph.tensors import names_of, replace_tensor
 from fxcompress.program import Program
 from fxcompress.stats import require_data
 from fxcompress.stats.data import samples_of

@@ -12,7 +12,8 @@ from fxcompress.arguments import Count, Positive, Seed
 from fxcompress.budget import Recipe
 from fxcompress.edit.plan import Plan, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import find_tensor, parameter_of
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.program import Program
 from fxcompress.stats import require_data

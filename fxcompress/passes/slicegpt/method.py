@@ -15,8 +15,7 @@ from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.offset import refuses_offset
 from fxcompress.edit.plan import Edit, Offset, Plan, Project, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import find_tensor
-from fxcompress.graph.tensors import names_of
+from fxcompress.graph.parameters import find_tensor, names_of
 from fxcompress.layers.weights import consumers, producers
 from fxcompress.passes.slicegpt.axes import Tap, even, principal_axes
 from fxcompress.passes.slicegpt.norms import (

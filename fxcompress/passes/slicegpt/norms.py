@@ -14,7 +14,7 @@ from torch import fx
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import Factor, leaves
-from fxcompress.graph.captured import parameter_of, shape_of
+from fxcompress.graph.metadata import parameter_of, shape_of
 from fxcompress.graph.schema import arguments, dims, packet_of
 from fxcompress.layers.weights import consumers
 from fxcompress.passes.structured.method import DeclinedError

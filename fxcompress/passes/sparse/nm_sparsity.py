@@ -17,7 +17,8 @@ from fxcompress.arguments import Count
 from fxcompress.budget import Globs, Recipe, check_globs, matches, names_of
 from fxcompress.edit.plan import Pattern, Plan, Reparametrize, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import find_tensor, parameter_of
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.io import saveable
 from fxcompress.program import Program
 

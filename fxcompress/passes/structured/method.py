@@ -28,7 +28,7 @@ from fxcompress.budget import (
 from fxcompress.budget.options import Recipe
 from fxcompress.edit.plan import Edit, Plan, Project, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.program import Program
 
 Scores = dict[ChannelGroup, Tensor]

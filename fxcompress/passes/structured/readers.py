@@ -15,8 +15,7 @@ from fxcompress.axes.expressions import leaves
 from fxcompress.budget import Recipe
 from fxcompress.edit.offset import refuses_offset
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import find_tensor
-from fxcompress.graph.tensors import names_of
+from fxcompress.graph.parameters import find_tensor, names_of
 from fxcompress.layers.weights import Consumer, consumers
 from fxcompress.passes.structured.scores import (
     Aggregate,
@@ -55,7 +54,7 @@ class Reader:
         shape: The weight's shape.
         tied: Whether the same tensor writes the units too, so that it cannot change.
         joint: Whether it sums over the cells as well.
-        lined: Whether a unit has the same places in the weight as in the values; it has not where
+        aligned: Whether a unit has the same places in the weight as in the values; it has not where
             the groups of a convolution hold a copy each.
     """
 
@@ -66,7 +65,7 @@ class Reader:
     shape: tuple[int, ...]
     tied: bool
     joint: bool
-    lined: bool
+    aligned: bool
 
     def columns(self, program: Program) -> Tensor:
         """The entries of each input, float64, shape (cells, units, places, entries)."""
@@ -100,7 +99,7 @@ class Reader:
         count = sum(one.count for one in own)
         mean = torch.stack([one.mean * (one.count / count) for one in own]).sum(0)
         square = torch.stack([one.square * (one.count / count) for one in own]).sum(0)
-        if self.lined:
+        if self.aligned:
             return Features(mean, square, count)
         places = mean.shape[2]
         return Features(mean.mean(2, keepdim=True), square.mean(2, keepdim=True), count * places)
@@ -143,11 +142,11 @@ def _reader(
     held = program.analysis.coupling.axes
     numbered = torch.arange(value.numel(), device=value.device).reshape(value.shape)
     index = unit_signals(numbered, axes, group.factor, group.over, site.dim)
-    lined = {places_of(held[call.value], group.factor, group.over) for call in calls} == {
+    aligned = {places_of(held[call.value], group.factor, group.over) for call in calls} == {
         index.shape[2]
     }
     nodes = {node.name: node for node in program.module.graph.nodes}
-    windows = [window_of(nodes[call.node]) if taps and lined else None for call in calls]
+    windows = [window_of(nodes[call.node]) if taps and aligned else None for call in calls]
     reads = tuple(
         Read(call.value, None if window is None or window.plain else window)
         for call, window in zip(calls, windows, strict=True)
@@ -161,7 +160,7 @@ def _reader(
         shape=tuple(value.shape),
         tied=tied,
         joint=set(group.over) <= set(leaves(axes[site.dim])),
-        lined=lined,
+        aligned=aligned,
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.axes.transforms import unit_rows
 from fxcompress.budget.normalise import NORMALISERS, Normaliser, lamp, normalised
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.program import Program
 
 __all__ = [

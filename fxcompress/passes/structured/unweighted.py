@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import leaves
-from fxcompress.graph.captured import dtype_of, is_tensor, parameter_of, shape_of
+from fxcompress.graph.metadata import dtype_of, is_tensor, parameter_of, shape_of
 from fxcompress.layers.weights import consumers, producers
 from fxcompress.program import Program
 

@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.axes.coordinates import cell_numbers, coordinates
-from fxcompress.graph.captured import find_tensor, parameter_of
+from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.passes.structured.method import DeclinedError
 from fxcompress.program import Program

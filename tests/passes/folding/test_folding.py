@@ -17,7 +17,7 @@ from fxcompress.budget import Budget
 from fxcompress.edit.plan import Plan, Project
 from fxcompress.edit.rewrite import rewrite
 from fxcompress.errors import PlanError
-from fxcompress.graph.captured import find_tensor
+from fxcompress.graph.parameters import find_tensor
 from fxcompress.passes import Folding
 from fxcompress.passes.folding.method import _Merge
 from fxcompress.passes.folding.norms import by_factor, by_matrix, cosines

@@ -1,4 +1,4 @@
-"""Parameters and buffers under all the names they have."""
+"""Parameters and buffers of a module, under all the names they have."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from fxcompress.graph.captured import find_tensor, set_tensor
+from fxcompress.errors import FxCompressError
 
 Names = Mapping[str, frozenset[str]]
 
@@ -89,3 +89,49 @@ def _laid_out(old: Tensor, value: Tensor) -> Tensor:
         return value.contiguous()
     back = [order.index(dim) for dim in range(old.ndim)]
     return value.permute(order).contiguous().permute(back)
+
+
+def tensor_of(module: nn.Module, node: fx.Node) -> Tensor:
+    """The parameter or buffer that a ``get_attr`` node reads.
+
+    Raises:
+        FxCompressError: The node reads no tensor of this module.
+    """
+    value = find_tensor(module, str(node.target)) if node.op == "get_attr" else None
+    if value is None:
+        raise FxCompressError(
+            f"node '{node.name}' ({node.op} of {node.target}) reads no parameter or buffer; "
+            "ask only for nodes that `parameter_of` has a name for"
+        )
+    return value
+
+
+def find_tensor(module: nn.Module, name: str) -> Tensor | None:
+    """The parameter or buffer of this name, or None."""
+    prefix, _, leaf = name.rpartition(".")
+    try:
+        owner = module.get_submodule(prefix)
+    except AttributeError:
+        return None
+    value = getattr(owner, leaf, None)
+    return value if isinstance(value, Tensor) else None
+
+
+def set_tensor(module: nn.Module, name: str, value: Tensor, *, persistent: bool = True) -> None:
+    """Register a parameter or buffer under a dotted name, making the modules on the way.
+
+    A tensor of that name is replaced where it stands in the order of names. An `nn.Parameter` stays
+    one, anything else is a buffer.
+    """
+    *path, leaf = name.split(".")
+    owner = module
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    if isinstance(value, nn.Parameter):
+        owner._buffers.pop(leaf, None)
+        owner.register_parameter(leaf, value)
+    else:
+        owner._parameters.pop(leaf, None)
+        owner.register_buffer(leaf, value, persistent=persistent)

@@ -20,7 +20,7 @@ _TRIES = 96
 _EXPORTS = 6
 
 
-def settle(
+def resolve(
     result: nn.Module,
     gate: Gate,
     found: list[Decision],

@@ -1,4 +1,4 @@
-"""What rules say about the axes they meet, as plain data; settled once the whole graph is read."""
+"""What rules say about the axes they meet, as plain data; resolved once the whole graph is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Role = Literal["produce", "contract", "affine", "statistic", "table"]
 
 
 @dataclass(frozen=True)
-class Claim:
+class Constraint:
     """`words` holds for every factor of `expr`, because of `node`."""
 
     expr: Expr
@@ -21,7 +21,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class RoleClaim:
+class RoleConstraint:
     """The factors of `expr` have `role` in each of `parameters`, on axis `dim` where known."""
 
     expr: Expr
