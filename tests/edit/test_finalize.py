@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -40,7 +41,9 @@ class Through:
 @pytest.fixture
 def gated() -> Program:
     modules: dict[str, nn.Module] = {"first.weight": Gate(7), "second.weight": Gate(11)}
-    return fx.apply(program("mlp"), Through(modules))
+    shared = program("mlp")  # its parameters are those of the gated program
+    own = replace(shared, module=copy.deepcopy(shared.module))
+    return fx.apply(own, Through(modules))
 
 
 X = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

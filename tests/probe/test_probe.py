@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_rules_on_torch_samples import graph, is_known, samples
 from torch import Tensor, nn
 
 import fxcompress as fx
@@ -23,6 +22,7 @@ from fxcompress.probe.relation import _telling
 from models import cast
 from op_law import calls, check, free
 from selection import RandomSelection, zero_masked
+from torch_samples import graph, is_known, samples
 
 ROUNDING = 1e-10  # float64: sums of a few hundred terms in another order
 CALLED: list[int] = []

@@ -20,8 +20,8 @@ import fxcompress as fx
 from fxcompress.program import Program
 from models import normal, randomize
 from selection import RandomSelection
+from unshielded import MAKES_SOMETHING, WIDTH, Read
 
-WIDTH = 6
 ROUNDING = 1e-10  # float64: a few dozen operations in another order
 NUMBERS = {"Scalar": float, "number": float, "float": float, "int": int}
 
@@ -198,31 +198,6 @@ def test_what_is_said_to_be_exact_is_the_model_with_zeroed_parameters(
     check(chain, seed)
 
 
-class Read(nn.Module):
-    """A layer, a function, and a sum that no weight shields."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.first, self.function = nn.Linear(4, WIDTH), function
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.function(self.first(x)).sum(-1)
-        return out
-
-
-MAKES_SOMETHING: dict[str, Callable[[Tensor], Tensor]] = {
-    "hardtanh": lambda h: F.hardtanh(h, 0.5, 2.0),
-    "clamp": lambda h: h.clamp(min=1.0),
-    "threshold": lambda h: F.threshold(h, 0.5, 3.0),
-    "cos": torch.cos,
-    "sigmoid": torch.sigmoid,
-    "softplus": F.softplus,
-    "number": lambda h: h + 1.0,
-    "constant": lambda h: h + torch.ones(WIDTH, dtype=h.dtype),
-    "power": lambda h: h**0,
-    "where": lambda h: torch.where(h > 0, h, torch.full_like(h, 2.0)),
-    "division": lambda h: 1.0 / (h + 2.0),
-}
 MAKES_NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
     "hardtanh": lambda h: F.hardtanh(h, -0.5, 2.0),
     "clamp": lambda h: h.clamp(min=-1.0),

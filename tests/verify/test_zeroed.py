@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_zeros import MAKES_SOMETHING, WIDTH, Read
 from torch import Tensor, nn
 
 import fxcompress as fx
@@ -30,6 +29,7 @@ from models import MODELS, build, normal, randomize
 from nets_stateful import STATEFUL
 from programs import program
 from selection import RandomSelection
+from unshielded import MAKES_SOMETHING, WIDTH, Read
 
 ROUNDING = 1e-10  # float64: sums of a few hundred terms in another order
 SHARES = (0.25, 0.5, 0.75)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_real_models import built
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -21,6 +20,7 @@ from fxcompress.passes import FoldBatchNorm, MagnitudePruning, NMSparsity
 from fxcompress.program import Program
 from models import MODELS, build, normal, randomize, rebatch, tensors
 from nets_convolution import conv_bn, pooled
+from real_models import built
 from selection import RandomSelection
 
 HARD_CODED = {

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_wanda import Through
 from torch import Tensor, nn
 
 import fxcompress as fx
@@ -18,6 +17,7 @@ from fxcompress.passes import FLAPPruning, Fluctuation, Selection, StructuredPas
 from fxcompress.program import Program
 from fxcompress.stats import observe
 from fxcompress.verify import verify
+from references import Through
 
 close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
 

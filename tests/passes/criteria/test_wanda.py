@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 import fxcompress as fx
@@ -22,6 +22,7 @@ from fxcompress.program import Program
 from fxcompress.stats import Gradients
 from fxcompress.task import Task
 from normed_convs import NormedConvs
+from references import Through
 
 close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
 
@@ -29,23 +30,6 @@ close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
 def arrays(shared: Path, name: str) -> dict[str, Tensor]:
     with np.load(shared / "golden" / name) as found:
         return {key: torch.from_numpy(found[key]) for key in found.files}
-
-
-class Through(nn.Module):
-    """A layer whose inputs are known: identity before it."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        inputs = weight.shape[1]
-        self.enter = nn.Linear(inputs, inputs, bias=False)
-        self.layer = nn.Linear(inputs, len(weight), bias=False)
-        self.double()
-        with torch.no_grad():
-            self.enter.weight.copy_(torch.eye(inputs))
-            self.layer.weight.copy_(weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.enter(x))  # type: ignore[no-any-return]
 
 
 def test_wanda_for_units_has_the_reference_values(shared: Path) -> None:
