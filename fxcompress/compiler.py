@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -109,10 +110,22 @@ def compile(
     tell("analyse")
     check_pins(program.module, program.pin)
     program = replace(program, report=_first_report(program, captured))
-    for one in passes:
+    for number, one in enumerate(passes):
         tell(f"{one}")
-        program = apply(program, one, verify=verify)
+        with _named(passes, number):
+            program = apply(program, one, verify=verify)
     return program
+
+
+@contextmanager
+def _named(passes: Sequence[Pass], number: int) -> Iterator[None]:
+    """An error inside says which pass raised it, and which ran before."""
+    try:
+        yield
+    except Exception as error:
+        after = f", after {', '.join(map(repr, passes[:number]))}" if number else ""
+        error.add_note(f"in pass {number + 1} of {len(passes)}, {passes[number]!r}{after}")
+        raise
 
 
 @checked(PlanError)

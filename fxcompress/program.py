@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,8 @@ from fxcompress.analysis.groups import Analysis, ChannelGroup
 from fxcompress.arguments import FilePath, checked
 from fxcompress.edit.check import check_values
 from fxcompress.edit.finalize import finalize
-from fxcompress.edit.masks import Masks, Zeros, current_masks
-from fxcompress.edit.plan import Pattern, Plan
+from fxcompress.edit.masks import Masks, current_masks
+from fxcompress.edit.plan import Plan
 from fxcompress.errors import FxCompressError, LoadError, PlanError, WriteBackError
 from fxcompress.explain.words import explain_groups, explain_path, matching_groups, shared_groups
 from fxcompress.graph.captured import CapturedModule, clone_graph
@@ -230,32 +230,8 @@ class Program:
                 "the program's parameters are on the meta device, which holds no values to save; "
                 "load the weights first and compile again"
             )
-        io.save_module(path, self.module, _manifest(self, inputs))
-
-
-def _manifest(program: Program, inputs: bool) -> dict[str, Any]:
-    """What a file says of a program beside its module; `SavedProgram` reads it."""
-    examples = (tuple(program.args), dict(program.kwargs))
-    args, kwargs = examples if inputs else io.without_values(examples, program.seed)
-    return {
-        "args": args,
-        "kwargs": kwargs,
-        "dynamic": [{str(dim): name for dim, name in axes.items()} for axes in program.dynamic],
-        "single": program.single,
-        "seed": program.seed,
-        "pin": list(program.pin),
-        "probe": program.probe,
-        "history": list(program.history),
-        "parent": program.parent,
-        "report": program.report.to_dict(),
-        "mixed": sorted(program.mixed),
-        "names": dict(program.names),
-        "masks": {
-            name: (zeros.mask, zeros.pattern and astuple(zeros.pattern))
-            for name, zeros in current_masks(program.module, program.masks).items()
-        },
-        "kept": {name: tuple(axes) for name, axes in program.kept.items()},
-    }
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        io.save_module(path, self.module, io.packed(own, inputs))
 
 
 @checked(LoadError)
@@ -276,26 +252,7 @@ def load(path: FilePath, *, allow: Collection[str] = ()) -> Program:
             does what a program may not.
     """
     module, saved = io.load_program(path, allow)
-    return Program(
-        module=module,
-        args=saved.args,
-        kwargs=saved.kwargs,
-        dynamic=tuple({int(dim): name for dim, name in axes.items()} for axes in saved.dynamic),
-        single=saved.single,
-        seed=saved.seed,
-        pin=tuple(saved.pin),
-        probe=saved.probe,
-        history=tuple(saved.history),
-        parent=saved.parent,
-        report=Report.from_dict(saved.report),
-        mixed=frozenset(saved.mixed),
-        names=saved.names,
-        masks={
-            name: Zeros(mask, pattern and Pattern(*pattern))
-            for name, (mask, pattern) in saved.masks.items()
-        },
-        kept=saved.kept,
-    )
+    return Program(module=module, **io.unpacked(saved))
 
 
 class Pass(Protocol):

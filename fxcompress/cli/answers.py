@@ -104,7 +104,7 @@ def _message(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; files are as they were, or whole"
     if isinstance(error, FxCompressError | OSError):
-        return str(error)
+        return "\n".join([str(error), *getattr(error, "__notes__", ())])  # which pass it was
     return f"{error}: a fault of fxcompress or of a package; {TRACEBACK}=1 shows where it lies"
 
 

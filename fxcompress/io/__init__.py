@@ -21,9 +21,9 @@ from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import set_tensor
 from fxcompress.io.files import program_target, storable, write
 from fxcompress.io.graphs import check_graph, dump_graph, load_graph
-from fxcompress.io.inputs import without_values
 from fxcompress.io.interfaces import dump_interface, load_interface
 from fxcompress.io.modules import Saveable, dump_modules, make_module, saveable
+from fxcompress.io.programs import packed, unpacked
 from fxcompress.io.reading import EXTRA, read
 from fxcompress.io.seal import digest_of
 from fxcompress.io.values import Decoder, Encoder, Json
@@ -36,10 +36,11 @@ __all__ = [
     "Saveable",
     "load_module",
     "load_program",
+    "packed",
     "program_target",
     "save_module",
     "saveable",
-    "without_values",
+    "unpacked",
 ]
 
 
