@@ -23,7 +23,7 @@ def normalised(score: Tensor, normaliser: Normaliser) -> Tensor:
 
     ``mean``, ``max`` and ``sum`` divide by that of the absolute values, ``zscore`` takes the mean
     away and divides by the standard deviation, ``lamp`` is `lamp`. Scores that are all equal to
-    zero stay so.
+    zero stay so; scores that are all equal are standardised to zeros.
 
     Args:
         score: Of any shape; all entries count together.
@@ -35,12 +35,20 @@ def normalised(score: Tensor, normaliser: Normaliser) -> Tensor:
     if normaliser == "lamp":
         return lamp(score)
     if normaliser == "zscore":
-        spread = score.std(correction=0)
-        return (score - score.mean()) / spread if spread != 0 else score - score.mean()
+        return _standardised(score)
     if normaliser == "none":
         return score
     scale = _SCALES[normaliser](score.abs())
     return score / scale if scale != 0 else score
+
+
+def _standardised(score: Tensor) -> Tensor:
+    spread = score.std(correction=0)
+    # The mean of equal scores is off by rounding, which must not be blown up to deviations of one.
+    rounding = score.numel() * torch.finfo(score.dtype).eps * score.abs().max()
+    if spread <= rounding:
+        return torch.zeros_like(score)
+    return (score - score.mean()) / spread
 
 
 def lamp(score: Tensor) -> Tensor:
