@@ -10,7 +10,8 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fxcompress.io.seal import digest_of, sealed, unsealed
+from fxcompress.files.tensors import digest_of
+from fxcompress.io.seal import sealed, unsealed
 
 MANIFEST = "fxcompress.json"
 Change = Callable[[dict[str, Any]], object]

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import LoadError
+from fxcompress.files.tensors import Part
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import set_tensor
-from fxcompress.io.files import program_target, storable, write
+from fxcompress.io.files import Digests, program_target, storable, write
 from fxcompress.io.graphs import check_graph, dump_graph, load_graph
 from fxcompress.io.interfaces import dump_interface, load_interface
 from fxcompress.io.modules import Saveable, dump_modules, make_module, saveable
 from fxcompress.io.programs import packed, unpacked
 from fxcompress.io.reading import EXTRA, read
-from fxcompress.io.seal import digest_of
 from fxcompress.io.values import Decoder, Encoder, Json
 
 if TYPE_CHECKING:
@@ -65,23 +65,28 @@ def save_module(path: str | Path, module: CapturedModule, manifest: Mapping[str,
     graph = dump_graph(module, encoder)
     modules = dump_modules(module, encoder)
     user = encoder.encode(dict(manifest), "the manifest")
-    own = {entry.name: storable(entry.tensor) for entry in entries if entry.alias_of is None}
-    extras = {name: storable(tensor) for name, tensor in encoder.tensors.items()}
     data = {
         "torch": torch.__version__,
         "graph": graph,
         "modules": modules,
         "interface": dump_interface(module.interface, encoder),
         "training": module.training,
-        "tensors": [entry.describe(own) for entry in entries],
-        "extras": {name: _describe(encoder.tensors[name], extras[name]) for name in extras},
         "user": user,
     }
-    persistent = {entry.name for entry in entries if entry.persistent}
-    weights = {name: tensor for name, tensor in own.items() if name in persistent}
-    others = {name: tensor for name, tensor in own.items() if name not in persistent}
-    others |= {EXTRA + name: tensor for name, tensor in extras.items()}
-    write(Path(path), data, weights, others)
+    extras = encoder.tensors
+
+    def described(digests: Digests) -> dict[str, Json]:
+        return {
+            **data,
+            "tensors": [entry.describe(digests) for entry in entries],
+            "extras": {name: _describe(extras[name], digests[EXTRA + name]) for name in extras},
+        }
+
+    own = [entry for entry in entries if entry.alias_of is None]
+    weights = {entry.name: entry.part for entry in own if entry.persistent}
+    others = {entry.name: entry.part for entry in own if not entry.persistent}
+    others |= {EXTRA + name: _part(name, tensor) for name, tensor in extras.items()}
+    write(Path(path), described, weights, others)
 
 
 def load_module(
@@ -201,11 +206,16 @@ class _Entry:
         self.persistent = persistent
         self.alias_of = alias_of
 
-    def describe(self, stored: Mapping[str, Tensor]) -> Json:
+    @property
+    def part(self) -> Part:
+        """What is written of it."""
+        return _part(self.name, self.tensor)
+
+    def describe(self, digests: Digests) -> Json:
         if self.alias_of is not None:
             return {"name": self.name, "alias_of": self.alias_of, "persistent": self.persistent}
         return {
-            **_describe(self.tensor, stored[self.name]),
+            **_describe(self.tensor, digests[self.name]),
             "name": self.name,
             "parameter": isinstance(self.tensor, nn.Parameter),
             "requires_grad": self.tensor.requires_grad,
@@ -228,12 +238,16 @@ def _entries(module: CapturedModule) -> Iterator[_Entry]:
                 yield _Entry(name, tensor, persistent, None if alias == name else alias)
 
 
-def _describe(tensor: Tensor, stored: Tensor) -> Json:
+def _part(name: str, tensor: Tensor) -> Part:
+    return storable(tensor, lambda: tensor, name)
+
+
+def _describe(tensor: Tensor, digest: str) -> Json:
     return {
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "stride": list(tensor.stride()),
-        "digest": digest_of(stored),
+        "digest": digest,
     }
 
 

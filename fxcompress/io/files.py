@@ -9,19 +9,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fxcompress.errors import LoadError
+from fxcompress.errors import FxCompressError, LoadError
 from fxcompress.files.drafts import is_draft
+from fxcompress.files.tensors import DTYPES, Part, write_tensors
 from fxcompress.files.write import (
-    disk_error,
     file_target,
     folder_target,
     named_by_content,
@@ -38,30 +36,40 @@ MANIFEST = "fxcompress.json"
 _PART = re.compile(r"(model|extras)-[0-9a-f]{16}\.safetensors")
 _OLD_PARTS = {"model": "model.safetensors", "extras": "extras.safetensors"}
 
-Tensors = Mapping[str, Tensor]
+Parts = Mapping[str, Part]
+Digests = Mapping[str, str]
+Manifest = Callable[[Digests], Mapping[str, Any]]
+"""What a file says of its tensors, from their digests by name."""
 
 
-def write(path: Path, manifest: Mapping[str, Any], weights: Tensors, extras: Tensors) -> None:
+def write(path: Path, manifest: Manifest, weights: Parts, extras: Parts) -> None:
     """Write a manifest and its tensors to `path`, a file or a directory by its suffix.
+
+    One tensor is held at a time.
 
     Raises:
         WriteError: Something that is not ours is in the way, or the disk refuses.
     """
-    manifest = {"format": FORMAT, "version": VERSION, **manifest}
+
+    def described(digests: Digests) -> dict[str, Any]:
+        return {"format": FORMAT, "version": VERSION, **manifest(digests)}
+
     program_target(path)
     if path.suffix in SINGLE_FILE:
         with written(path) as draft:
-            _save({**weights, **extras}, draft, {FORMAT: sealed(manifest)})
+            every = {**weights, **extras}
+            write_tensors(draft, every, lambda digests: {FORMAT: sealed(described(digests))})
         return
     former = set(_parts(path).values())
     with written_folder(
         path, MANIFEST, lambda name: name in former or bool(_PART.fullmatch(name)), _is_ours
     ) as draft:
-        parts = {
-            kind: _written_part(draft.with_name(f"{kind}.safetensors"), tensors)
-            for kind, tensors in (("model", weights), ("extras", extras))
+        digests: dict[str, str] = {}
+        files = {
+            kind: _written_part(draft.with_name(f"{kind}.safetensors"), parts, digests)
+            for kind, parts in (("model", weights), ("extras", extras))
         }
-        text = sealed({**manifest, "files": parts}, indent=1)
+        text = sealed({**described(digests), "files": files}, indent=1)
         draft.write_text(text, encoding="utf-8")
 
 
@@ -74,17 +82,10 @@ def program_target(path: Path) -> Path:
     return file_target(path) if path.suffix in SINGLE_FILE else folder_target(path, _is_ours)
 
 
-def _written_part(part: Path, tensors: Tensors) -> str:
-    _save(tensors, part, {"format": "pt"})
-    return named_by_content(part, f"{part.stem}-{{}}.safetensors").name
-
-
-def _save(tensors: Tensors, draft: Path, header: dict[str, str]) -> None:
-    """Write a safetensors file; its library has an error of its own for a full disk."""
-    try:
-        save_file(dict(tensors), draft, header)
-    except SafetensorError as error:
-        raise disk_error(error) from error
+def _written_part(path: Path, parts: Parts, digests: dict[str, str]) -> str:
+    """Write one of the files, note the digests of its tensors, and give its name."""
+    digests |= write_tensors(path, parts, lambda _: {"format": "pt"})
+    return named_by_content(path, f"{path.stem}-{{}}.safetensors").name
 
 
 def _named_parts(path: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -122,9 +123,25 @@ def _is_ours(path: Path) -> bool:
     return bool(_parts(path)) or all(_is_part(n) or is_draft(n) for n in names - own)
 
 
-def storable(tensor: Tensor) -> Tensor:
-    """`tensor` as safetensors takes it: on the CPU, contiguous, with memory of its own."""
-    own = tensor.detach().cpu()
-    if own.is_complex():
-        own = torch.view_as_real(own.resolve_conj())
-    return own.clone(memory_format=torch.contiguous_format)
+def storable(tensor: Tensor, read: Callable[[], Tensor], name: str) -> Part:
+    """A tensor as safetensors takes it: on the CPU, and complex numbers as pairs.
+
+    Args:
+        tensor: Has its shape and type.
+        read: Gives its values.
+        name: Of the tensor, for messages.
+
+    Raises:
+        FxCompressError: The format has no such type.
+    """
+    shape, dtype = tuple(tensor.shape), tensor.dtype
+    if dtype.is_complex:
+        shape, dtype = (*shape, 2), dtype.to_real()
+    if dtype not in DTYPES.values():
+        raise FxCompressError(f"'{name}' is {dtype}, which no safetensors file can hold")
+    return Part(shape, dtype, lambda: _plain(read()))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    own = tensor.detach().cpu().resolve_conj().resolve_neg()
+    return (torch.view_as_real(own) if own.is_complex() else own).contiguous()

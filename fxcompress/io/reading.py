@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fxcompress.errors import LoadError
+from fxcompress.files.tensors import digest_of
 from fxcompress.io.files import FORMAT, MANIFEST
-from fxcompress.io.seal import digest_of, unsealed
+from fxcompress.io.seal import unsealed
 
 if TYPE_CHECKING:
     from fxcompress.io.schema import Manifest, Stored

@@ -11,18 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fxcompress.errors import LoadError
 
 _SEALED = re.compile(rb'(.*), "digest": "([0-9a-f]{64})"\}', re.DOTALL)
-
-
-def digest_of(tensor: Tensor) -> str:
-    """SHA-256 of the elements, row by row, as hexadecimal digits. `tensor` is on the CPU."""
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
 def sealed(manifest: Mapping[str, Any], indent: int | None = None) -> str:
