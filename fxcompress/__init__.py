@@ -5,7 +5,13 @@ merge or mask them, proves each result and gives back a smaller model of the sam
 are in `fxcompress.passes`, ONNX and runtimes in `fxcompress.export`.
 """
 
-from fxcompress import export, passes
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from fxcompress import passes
 from fxcompress.arguments import checked
 from fxcompress.budget import Budget
 from fxcompress.compiler import apply, compile
@@ -26,6 +32,16 @@ from fxcompress.rules import axis_rule
 from fxcompress.sensitivity import Sensitivity, sensitivity
 from fxcompress.task import Task
 from fxcompress.version import __version__
+
+if TYPE_CHECKING:
+    from fxcompress import export
+else:
+
+    def __getattr__(name: str) -> ModuleType:
+        """`export` on first use: what writes and runs ONNX is slow to import."""
+        if name == "export":
+            return importlib.import_module(f"{__name__}.export")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @checked(PlanError)

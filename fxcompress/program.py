@@ -22,7 +22,6 @@ from fxcompress.edit.finalize import finalize
 from fxcompress.edit.masks import Masks, current_masks
 from fxcompress.edit.plan import Plan
 from fxcompress.errors import FxCompressError, LoadError, PlanError, WriteBackError
-from fxcompress.explain.words import explain_groups, explain_path, matching_groups, shared_groups
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.parameters import has_values, names_of, replace_tensor, state_digest
 from fxcompress.report import Report
@@ -149,6 +148,8 @@ class Program:
     @sealed
     def explain(self, first: str, second: str | None = None) -> str:
         """Why two parameters move together, or the groups that hold one."""
+        from fxcompress.explain.words import explain_groups, explain_path  # networkx is slow
+
         if second is None:
             return explain_groups(self.groups, first)
         return explain_path(self.module, self.analysis.coupling, self.groups, first, second)
@@ -174,6 +175,7 @@ class Program:
             draw_groups,
             draw_overview,
         )
+        from fxcompress.explain.words import matching_groups, shared_groups
 
         if ties is not None:
             found = shared_groups(self.analysis.coupling, self.groups, *ties)

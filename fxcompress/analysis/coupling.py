@@ -10,14 +10,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 from torch import fx
 
 from fxcompress.analysis.kinds import find_kinds
 from fxcompress.axes.expressions import Axes, Concat, Edge, Expr, Factor, Product, leaves
 from fxcompress.rules import Binding, Constraint, Context, Role, Work, name_of
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Facts = Mapping[Factor, tuple[str, ...]]
 Held = tuple[str, int, Role]
@@ -73,6 +75,8 @@ class Coupling:
         """Factors and parameter axes, tied by the nodes that caused it (``cause``; ``kind`` is
         same, part or axis).
         """
+        import networkx as nx  # slow to import
+
         graph: nx.Graph[Any] = nx.Graph()
         for edge in self.edges:
             graph.add_edge(edge.first, edge.second, cause=edge.cause, kind=edge.kind)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fxcompress.analysis.cost import Cost, CostModel
 from fxcompress.analysis.groups import ChannelGroup
-from fxcompress.budget.exact import Choice, most_score
 from fxcompress.budget.families import (
     Family,
     Path,
@@ -178,6 +177,8 @@ class _Search:
 
     def best(self, limits: Limits, scores: Scores) -> Sized:
         """The widths of largest total score that fit."""
+        from fxcompress.budget.exact import Choice, most_score  # scipy.optimize: slow to import
+
         options = [_options(family, limits) for family in self.families]
         choices = [
             Choice(tuple(own), tuple(kept_scores(family, scores)[list(own)].tolist()))

@@ -21,9 +21,8 @@ from torch.utils import _pytree as pytree
 from fxcompress.ambient import sealed
 from fxcompress.capture.assemble import assemble
 from fxcompress.capture.functions import own_backwards
-from fxcompress.capture.guards import AxisNames, interface_of
 from fxcompress.capture.habits import note_norms
-from fxcompress.capture.inputs import BATCH, Axes, DynamicSpec, Inputs, labelled
+from fxcompress.capture.inputs import BATCH, Axes, AxisNames, DynamicSpec, Inputs, labelled
 from fxcompress.capture.ones import admit_ones
 from fxcompress.capture.refusals import mismatch, refuse_bad_weights, refuse_uninitialized
 from fxcompress.capture.tracing import quiet, trace
@@ -162,6 +161,8 @@ def _assembled(
     model: nn.Module | None,
 ) -> CapturedModule:
     """The module of an exported program, with its interface; the inputs go with it."""
+    from fxcompress.capture.guards import interface_of  # sympy is slow to import
+
     refuse_bad_weights(program)
     module = assemble(program, model)
     module.interface = interface_of(program, module, names)

@@ -14,20 +14,17 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.printers import PythonPrinter
 
-from fxcompress.capture.inputs import BATCH, spell_path
+from fxcompress.capture.inputs import BATCH, UNDECIDED, AxisNames, spell_path
 from fxcompress.errors import CaptureError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.metadata import is_free
 from fxcompress.interface import Interface, SizeInput, SizeRange, TensorInput, ValueInput
 from fxcompress.interface.sizes import term
 
-AxisNames = Mapping[int | str, Mapping[int, str]]
 Place = tuple[int, int | None]
 """The index of an input and its axis; None for an input that is a number itself."""
 Keys = tuple[Any, ...]
 
-UNDECIDED = 2
-"""torch.export takes 0 and 1 for constants: what it says of a free size holds from 2 on."""
 _ENDLESS = 2**31
 _VARIADIC = re.compile(r"(.+)_(\d+)$")
 

@@ -27,9 +27,13 @@ DynamicSpec = (
     | Mapping[int | str, Freed]  # a Mapping is invariant in its key: each kind has to be named
     | None
 )
+AxisNames = Mapping[int | str, Mapping[int, str]]
+"""Names for free axes, by index or name of the tensor."""
 ShapeSpec = dict[str, Any] | tuple[Any, ...] | list[Any] | None
 
 BATCH = "batch"
+UNDECIDED = 2
+"""torch.export takes 0 and 1 for constants: what it says of a free size holds from 2 on."""
 
 
 def named_tensors(inputs: Inputs) -> list[tuple[str, Tensor]]:

@@ -18,8 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxcompress.ambient import EXCLUSIVE
-from fxcompress.capture.guards import UNDECIDED
-from fxcompress.capture.inputs import BATCH, Inputs
+from fxcompress.capture.inputs import BATCH, UNDECIDED, Inputs
 from fxcompress.capture.tracing import evaluating, whole_attention
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.interface import Interface, SizeInput, SizeRange, Sizes, TensorInput

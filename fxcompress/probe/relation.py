@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -71,6 +70,8 @@ def _relation(trial: Experiment) -> Relation:
 
 def _candidates(trial: Experiment, draws: Sequence[Draw], generator: torch.Generator) -> list[Tie]:
     """Axes of operands and results that follow each other one to one."""
+    import networkx as nx  # slow to import
+
     graph: nx.Graph[tuple[str, int, int]] = nx.Graph()
     for number, size in enumerate(trial.sizes):
         for dim in range(len(size)):

@@ -10,18 +10,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
-
-from rich.console import RenderableType
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from fxcompress.arguments import FilePath, Interval, checked
 from fxcompress.errors import FxCompressError, LoadError
-from fxcompress.report.page import write_page
-from fxcompress.report.text import as_text, render
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["Change", "Check", "FrozenGroup", "GroupChange", "PassRun", "Report", "SparseParameter"]
 
-
+NOT_RUN = "not run"
+"""The kind of a check that could not be made."""
 _NUMBERS = ("params", "flops", "macs", "bytes")
 
 
@@ -202,12 +202,18 @@ class Report:
     @checked(FxCompressError)
     def to_html(self, path: FilePath) -> Path:
         """Write one self-contained page, the tables and a chart of widths; give the path back."""
+        from fxcompress.report.page import write_page  # jinja2 and matplotlib are slow to import
+
         return write_page(self, Path(path))
 
     def __str__(self) -> str:
+        from fxcompress.report.text import as_text  # as is rich
+
         return as_text(self)
 
     def __rich__(self) -> RenderableType:
+        from fxcompress.report.text import render
+
         return render(self)
 
 

@@ -12,12 +12,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fxcompress.report import NOT_RUN
+
 if TYPE_CHECKING:
     from fxcompress.report import Check, Report, SparseParameter
 
 WIDTH = 110
-NOT_RUN = "not run"
-"""The kind of a check that could not be made."""
 _ROWS = 24
 _REASONS = 8
 

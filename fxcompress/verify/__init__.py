@@ -28,8 +28,7 @@ from fxcompress.edit.plan import Plan, Reparametrize
 from fxcompress.errors import PlanError, VerificationError
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.parameters import has_values
-from fxcompress.report import Check
-from fxcompress.report.text import NOT_RUN
+from fxcompress.report import NOT_RUN, Check
 from fxcompress.verify.compare import TOLERANCE, coarsest_dtype, distance, doubled
 from fxcompress.verify.draws import refuse_unequal_draws, unequal_draws
 from fxcompress.verify.reference import compared_by, kind_of, reference_of

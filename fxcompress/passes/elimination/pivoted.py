@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
 from torch import Tensor
 
 from fxcompress.passes.elimination.definition import Trail
@@ -17,6 +16,8 @@ def pivoted(g: Tensor, steps: int) -> Trail:
     Without a ridge d_i = 1/√g_ii, and removing a row takes the Schur complement of g. With
     g[p, p] = UᵀU, step t removes row p_t at the distance 1/U_tt, with coefficients -U_{t,j}/U_tt.
     """
+    from scipy.linalg import lapack  # slow to import
+
     upper, order, _, _ = lapack.dpstrf(g.cpu().numpy().T, overwrite_a=True)
     order = np.asarray(order) - 1
     pivots = upper.diagonal()[:steps]

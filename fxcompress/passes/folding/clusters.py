@@ -11,13 +11,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.cluster import hierarchy
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 Labels = npt.NDArray[np.int64]
@@ -118,7 +116,7 @@ def merge_costs(features: Tensor) -> Tensor:
     rows = _rows(features)
     costs = np.full(len(rows), len(rows) * float(np.square(rows.mean(0)).sum()))
     if len(rows) > 1:
-        costs[1:] = _booked(hierarchy.linkage(rows, method="ward"))[1:]
+        costs[1:] = _booked(_tree(rows))[1:]
         costs[0] = max(costs)
     return torch.from_numpy(costs)
 
@@ -147,26 +145,35 @@ def _special(rows: Rows, count: int) -> Labels:
 
 
 def _cut(rows: Rows, count: int) -> Labels:
-    tree = hierarchy.linkage(rows, method="ward")
-    return np.asarray(hierarchy.cut_tree(tree, n_clusters=[count])[:, 0], dtype=np.int64)
+    from scipy.cluster import hierarchy  # slow to import
+
+    return np.asarray(hierarchy.cut_tree(_tree(rows), n_clusters=[count])[:, 0], dtype=np.int64)
+
+
+def _tree(rows: Rows) -> Rows:
+    from scipy.cluster import hierarchy
+
+    return np.asarray(hierarchy.linkage(rows, method="ward"))
 
 
 def _drawn(rows: Rows, count: int, seed: int) -> Labels:
-    return _fitted(
-        rows, KMeans(count, n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed % SEEDS)
-    )
+    return _fitted(rows, count, n_init=RESTARTS, random_state=seed % SEEDS)
 
 
 def _lloyd(rows: Rows, labels: Labels) -> Labels:
     means = _means(rows, labels, int(labels.max()) + 1)
-    return _fitted(rows, KMeans(len(means), init=means, n_init=1, max_iter=ITERATIONS))
+    return _fitted(rows, len(means), n_init=1, init=means)
 
 
-def _fitted(rows: Rows, model: KMeans) -> Labels:
+def _fitted(rows: Rows, count: int, **options: Any) -> Labels:
+    from sklearn.cluster import KMeans  # slow to import
+    from sklearn.exceptions import ConvergenceWarning
+
+    model = KMeans(count, max_iter=ITERATIONS, **options)
     with warnings.catch_warnings():  # equal rows make fewer clusters than asked for: mended below
         warnings.simplefilter("ignore", ConvergenceWarning)
         labels = model.fit(rows).labels_.astype(np.int64)
-    return _filled(rows, labels, model.n_clusters)
+    return _filled(rows, labels, count)
 
 
 def _filled(rows: Rows, labels: Labels, count: int) -> Labels:
