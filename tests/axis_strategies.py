@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxcompress.axes.expressions import UNIT, Concat, Expr, Factor, concat, leaves, product
+from fxcompress.axes.expressions import UNIT, Axes, Concat, Expr, Factor, concat, leaves, product
 from fxcompress.axes.space import Space
 from fxcompress.axes.transforms import Choice, Choices
 
@@ -48,3 +48,31 @@ def is_normal(expr: Expr) -> bool:
     empty = isinstance(expr, Concat) and not expr.parts
     nested = any(type(part) is type(expr) for part in expr.parts)
     return empty or (len(expr.parts) > 1 and not nested and all(map(is_normal, expr.parts)))
+
+
+SIZES = st.sampled_from((1, 2, 3, 4, 6, 8, 12))
+
+
+def factors(*sizes: int) -> tuple[Factor, ...]:
+    space = Space()
+    made = [space.fresh(size, f"f{number}") for number, size in enumerate(sizes)]
+    return tuple(factor for factor in made if isinstance(factor, Factor))
+
+
+@st.composite
+def cell_choices(draw: st.DrawFn, factor: Factor, over: Sequence[Factor]) -> Choice:
+    """A selection of its own, of equal length, for every cell."""
+    cells = 1
+    for other in over:
+        cells *= other.size
+    width = draw(st.integers(1, factor.size))
+    rows = [draw(st.permutations(range(factor.size)))[:width] for _ in range(cells)]
+    return Choice(torch.tensor(rows), tuple(over))
+
+
+@st.composite
+def tensors_with_axes(draw: st.DrawFn, rank: int = 2) -> tuple[Tensor, Axes]:
+    space = Space()
+    axes = tuple(draw(expressions(space, draw(SIZES))) for _ in range(rank))
+    shape = [expr.size for expr in axes]
+    return torch.randn(shape, dtype=torch.float64), axes

@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 from axis_strategies import kept
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Axes, Concat, Expr, Factor, leaves
-from fxcompress.axes.transforms import Choice, Choices, select, stays, transform
+from fxcompress.axes.masks import stays
+from fxcompress.axes.transforms import Choice, Choices, select, transform
 from fxcompress.edit.rewrite import _mend, axis_choices
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.parameters import find_tensor, set_tensor
@@ -149,10 +150,9 @@ def _compare(module: CapturedModule, coupling: Coupling, choices: Choices, value
         tensor = find_tensor(module, name)
         assert tensor is not None
         cut[name] = select(tensor, axes, choices)
-        mask = stays(axes, choices)
-        masked[name] = (
-            tensor if mask is None else torch.where(mask, tensor, torch.zeros_like(tensor))
-        )
+        masked[name] = tensor
+        for mask in stays(axes, choices):
+            masked[name] = masked[name].masked_fill(~mask, 0)
     _mend(small, coupling, {factor: choice.width for factor, choice in choices.items()})
     small.recompile()
     found, dense = run(small, cut), run(module, masked)

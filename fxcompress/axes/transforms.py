@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from math import prod
 
 import torch
@@ -113,35 +112,6 @@ def _choice_at(
     if choice.value.dim() == 1:
         return choice.value.expand(count, -1)
     return choice.value[cell_numbers(choice.over, outer)]
-
-
-def stays(axes: Axes, choices: Choices) -> Tensor | None:
-    """A mask, broadcastable to a tensor of these axes, of the places that stay; None if all do."""
-    masks: list[Tensor] = []
-    for dim, expr in enumerate(axes):
-        present = set(leaves(expr))
-        own = {f: c for f, c in choices.items() if f in present and present.issuperset(c.over)}
-        if own:
-            line = torch.zeros(expr.size, dtype=torch.bool)
-            line[kept_indices(expr, own)] = True
-            masks.append(along(line, dim, len(axes)))
-        masks += [
-            _stays_cells(axes, dim, f, choices[f]) for f in present & choices.keys() - own.keys()
-        ]
-    return reduce(torch.logical_and, masks) if masks else None
-
-
-def _stays_cells(axes: Axes, dim: int, factor: Factor, choice: Choice) -> Tensor:
-    """The mask of one factor on one axis whose cells are numbered by factors of other axes."""
-    rank = len(axes)
-    table = torch.zeros(*choice.value.shape[:-1], factor.size, dtype=torch.bool)
-    table.scatter_(-1, choice.value, True)
-    index = along(coordinates(axes[dim])[factor], dim, rank)
-    places: dict[Factor, Tensor] = {}
-    for other in choice.over:
-        place = next(d for d, expr in enumerate(axes) if other in leaves(expr))
-        places[other] = along(coordinates(axes[place])[other], place, rank).clamp(min=0)
-    return table[cell_numbers(choice.over, places), index.clamp(min=0)] | (index < 0)
 
 
 def select(tensor: Tensor, axes: Axes, choices: Choices) -> Tensor:
@@ -293,7 +263,6 @@ __all__ = [
     "kept_indices",
     "select",
     "size_of",
-    "stays",
     "transform",
     "unit_rows",
 ]

@@ -96,8 +96,8 @@ class Check:
         ok: Whether the check passed.
         where: After which pass.
         compared: What was compared with what, in words.
-        zeroed_error: The same error, against the dense graph whose parameters alone are zero at the
-            units that leave; None where that was not compared, and `compared` says why.
+        zeroed_error: The same error where the reference was the dense graph whose parameters alone
+            are zero at the units that leave; None where it was another, and `compared` says why.
     """
 
     kind: str

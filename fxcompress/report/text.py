@@ -140,9 +140,8 @@ def describe_check(check: Check) -> str:
     if check.max_relative_error is None or check.tolerance is None:
         return f"{verdict}: {check.kind}{after}"
     figures = f"error {check.max_relative_error:.2g}, tolerance {check.tolerance:.2g}"
-    if check.zeroed_error is not None:
-        figures += f"; with zeroed parameters {check.zeroed_error:.2g}"
-    return f"{verdict}: {check.kind}{after}, {figures}"
+    how = "" if check.zeroed_error is None else ", against zeroed parameters"
+    return f"{verdict}: {check.kind}{after}, {figures}{how}"
 
 
 def _listed(lines: Iterable[str], count: int) -> Iterator[str]:

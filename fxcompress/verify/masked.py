@@ -12,7 +12,8 @@ from torch.fx.graph import _PyTreeCodeGen
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Axes, leaves
-from fxcompress.axes.transforms import Choices, size_of, stays
+from fxcompress.axes.masks import kept_shape, put, stays, take
+from fxcompress.axes.transforms import Choices
 from fxcompress.errors import PlanError
 from fxcompress.graph.aliasing import mutated_inputs
 from fxcompress.graph.captured import CapturedModule
@@ -111,7 +112,6 @@ class _Masked(fx.Interpreter):
         self.coupling = coupling
         self.choices = choices
         self.twins = {node.name: node for node in new.graph.nodes} if new is not None else {}
-        self.masks: dict[Axes, Tensor | None] = {}
         self.values: Mapping[str, Tensor] = {}
         self.added: Mapping[str, Sequence[Addition]] = {}
 
@@ -156,21 +156,18 @@ class _Masked(fx.Interpreter):
         axes = self.coupling.axes.get(n.name, ())
         return any(leaf in self.choices for expr in axes for leaf in leaves(expr))
 
-    def _mask(self, axes: Axes, device: torch.device) -> Tensor | None:
-        if axes not in self.masks:
-            self.masks[axes] = stays(axes, self.choices)
-        mask = self.masks[axes]
-        return None if mask is None else mask.to(device)
+    def _masks(self, axes: Axes, device: torch.device) -> list[Tensor]:
+        return [mask.to(device) for mask in stays(axes, self.choices)]
 
     def _masked(self, value: Any, axes: Axes, owned: bool = True) -> Any:
         if not isinstance(value, Tensor) or not axes:
             return value
-        mask = self._mask(axes, value.device)
-        if mask is None:
-            return value
-        if not owned or not _writable(value):
-            return value.detach().masked_fill(~mask, 0)
-        return value.masked_fill_(~mask, 0)
+        for mask in self._masks(axes, value.device):
+            if not owned or not _writable(value):
+                value, owned = value.detach().masked_fill(~mask, 0), True
+            else:
+                value.masked_fill_(~mask, 0)
+        return value
 
     def _over_kept(self, n: fx.Node) -> Any:
         """Run the node on the kept units alone and put the result back among zeros."""
@@ -193,27 +190,20 @@ class _Masked(fx.Interpreter):
         return full
 
     def _cut(self, value: Any, name: str) -> Any:
-        mask = (
-            self._mask(self.coupling.axes.get(name, ()), value.device)
-            if isinstance(value, Tensor)
-            else None
-        )
-        if mask is None:
+        axes = self.coupling.axes.get(name, ())
+        masks = self._masks(axes, value.device) if isinstance(value, Tensor) else ()
+        if not masks:
             return value
-        shape = _kept_shape(self.coupling.axes[name], self.choices, value.shape)
-        return _laid_out_as(value[mask.expand(value.shape)].reshape(shape), value)
+        small = take(value, masks, kept_shape(axes, self.choices, value.shape))
+        return _laid_out_as(small, value)
 
     def _spread(self, value: Tensor, axes: Axes) -> Tensor:
-        mask = self._mask(axes, value.device)
-        if mask is None:
-            return value
+        masks = self._masks(axes, value.device)
         shape = [
             expr.size if set(leaves(expr)) & self.choices.keys() else size
             for expr, size in zip(axes, value.shape, strict=True)
         ]
-        full = value.new_zeros(shape)
-        full[mask.expand(shape)] = value.flatten()
-        return full
+        return put(value, masks, shape) if masks else value
 
 
 def _laid_out_as(small: Tensor, value: Tensor) -> Tensor:
@@ -223,14 +213,6 @@ def _laid_out_as(small: Tensor, value: Tensor) -> Tensor:
     order = sorted(range(value.dim()), key=value.stride, reverse=True)
     back = sorted(range(value.dim()), key=order.__getitem__)
     return small.permute(order).contiguous().permute(back)
-
-
-def _kept_shape(axes: Axes, choices: Choices, shape: torch.Size) -> list[int]:
-    widths = {factor: choice.width for factor, choice in choices.items()}
-    return [
-        size_of(expr, widths) if set(leaves(expr)) & choices.keys() else size
-        for expr, size in zip(axes, shape, strict=True)
-    ]
 
 
 def _writable(value: Tensor) -> bool:

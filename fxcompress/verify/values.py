@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Axes, leaves
-from fxcompress.axes.transforms import Choices, size_of, stays
+from fxcompress.axes.masks import kept_shape, stays, take
+from fxcompress.axes.transforms import Choices
 from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.errors import VerificationError
 from fxcompress.graph.captured import CapturedModule
@@ -103,15 +104,8 @@ def _reparametrized(plan: Plan) -> set[str]:
 def _kept(value: Tensor, axes: Axes, places: Choices) -> Tensor:
     """The entries at the places that stay, in their order."""
     own = {f: c for expr in axes for f in leaves(expr) if (c := places.get(f)) is not None}
-    mask = stays(axes, own) if own else None
-    if mask is None:
-        return value
-    widths = {factor: choice.width for factor, choice in own.items()}
-    shape = [
-        size_of(expr, widths) if own.keys() & leaves(expr) else size
-        for expr, size in zip(axes, value.shape, strict=True)
-    ]
-    return value[mask.to(value.device).expand(value.shape)].reshape(shape)
+    masks = [mask.to(value.device) for mask in stays(axes, own)]
+    return take(value, masks, kept_shape(axes, own, value.shape)) if masks else value
 
 
 def _left_to_outputs(

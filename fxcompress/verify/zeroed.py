@@ -1,25 +1,30 @@
-"""A second proof of a selection: the dense graph, unmodified, on parameters that are zero at the
-units that leave.
+"""The reference of a selection that nothing mixes: the dense graph, unmodified, on parameters that
+are zero at the units that leave.
 
 Nothing else is masked, so it asks the operators themselves what they make of the zeros, where the
 zero-masked run takes the word of the analysis. Which entries belong to a unit is read from the axes
-and the plan; neither the masks nor the index sets of the rewriter are used.
+and the plan; neither the masks nor the index sets of the rewriter are used. Each parameter is
+zeroed when the graph reads it, so that there are never two models in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.coordinates import along, cell_numbers, coordinates, occurrences
 from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.edit.plan import Offset, Plan, Project
-from fxcompress.graph.captured import CapturedModule, clone_graph
-from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.parameters import names_of
+from fxcompress.graph.state import copies, forked, isolated, written_tensors
+from fxcompress.verify.compare import doubled
+from fxcompress.verify.masked import flat_inputs
 from fxcompress.verify.values import planned_values
 
 
@@ -41,27 +46,87 @@ def obstacle(coupling: Coupling, plan: Plan) -> str | None:
     return f"{len(mixed)} of {len(projects)} groups are not exact, such as {mixed[0]}: {words}"
 
 
-def zeroed_parameters(old: CapturedModule, coupling: Coupling, plan: Plan) -> CapturedModule:
+@dataclass(frozen=True)
+class ZeroedReference:
     """The dense graph with zeros in its parameters wherever a unit that leaves has an entry.
 
-    Buffers and constants stay: they are numbers of the model's function. The graph is the same, and
-    every other tensor is shared.
+    Buffers and constants stay: they are numbers of the model's function.
 
-    Args:
-        old: The dense module; it is not changed.
+    Attributes:
+        old: The dense module, in evaluation mode; it is not changed.
         coupling: Its analysis.
-        plan: Its projections only select; new values that it gives are put in first.
+        edits: What is done to each factor; they only select.
+        values: What parameters and buffers are read as, before the zeros are put in.
     """
-    new, names = clone_graph(old), names_of(old)
-    for name, value in planned_values(old, plan).items():
-        replace_tensor(new, names, name, value)
-    edits = {e.group.factor: e for e in plan.edits if isinstance(e, Project)}
-    for name, axes in coupling.parameters.items():
-        own, gone = find_tensor(new, name), _gone(axes, edits)
-        if gone is not None and isinstance(own, nn.Parameter):
-            zeros = own.detach().masked_fill(gone.to(own.device), 0)
-            replace_tensor(new, names, name, zeros)
-    return new
+
+    old: CapturedModule
+    coupling: Coupling
+    edits: Mapping[Factor, Project]
+    values: Mapping[str, Tensor]
+
+    def __call__(
+        self, new: CapturedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """The outputs; the new program is not looked at."""
+        with forked(self.old):
+            flat = flat_inputs(self.old, copies(args), copies(dict(kwargs)))
+            runner = _Zeroed(self)
+            return self.old.graph.process_outputs(runner.run(*flat, enable_io_processing=False))
+
+    def double(self, old: CapturedModule) -> ZeroedReference:
+        """The same in double precision, on such a copy of the dense module."""
+        values = {name: doubled(value) for name, value in self.values.items()}
+        return replace(self, old=old, values=values)
+
+    def zeroed(self, names: Iterable[str], value: Tensor) -> Tensor:
+        """A copy of a parameter with zeros on the axes that it has under any of its names; the
+        parameter itself where there are none.
+        """
+        axes = [
+            self.coupling.parameters[name] for name in names if name in self.coupling.parameters
+        ]
+        masks = [mask for own in axes for mask in _gone(own, self.edits)]
+        for number, gone in enumerate(masks):
+            fill = value.masked_fill_ if number else value.detach().masked_fill
+            value = fill(gone.to(value.device), 0)
+        return value
+
+
+def zeroed_reference(old: CapturedModule, coupling: Coupling, plan: Plan) -> ZeroedReference:
+    """The reference of a plan for which there is no `obstacle`."""
+    edits = {edit.group.factor: edit for edit in plan.edits if isinstance(edit, Project)}
+    return ZeroedReference(old, coupling, edits, planned_values(old, plan))
+
+
+class _Zeroed(fx.Interpreter):
+    """Runs the dense graph, which reads each parameter with its zeros."""
+
+    def __init__(self, reference: ZeroedReference) -> None:
+        super().__init__(isolated(reference.old))
+        self.reference = reference
+        self.names = names_of(reference.old)
+        self.written = written_tensors(reference.old)
+        self.kept: dict[frozenset[str], Tensor] = {}
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        if not isinstance(value, Tensor):
+            return value
+        name, every = str(target), self.names[str(target)]
+        if every in self.kept:
+            return self.kept[every]
+        found = self._read(name, value)
+        if name in self.written:  # what a node writes to it, the next one reads
+            self.kept[every] = found
+        return found
+
+    def _read(self, name: str, value: Tensor) -> Tensor:
+        planned = self.reference.values.get(name, value)
+        if name in self.written and planned is not value:
+            planned = planned.clone()
+        if not isinstance(value, nn.Parameter):
+            return planned
+        return self.reference.zeroed(sorted(self.names[name]), planned)
 
 
 def _keeps_all(edit: Project) -> bool:
@@ -70,14 +135,10 @@ def _keeps_all(edit: Project) -> bool:
     return edit.width == len(every) and bool((edit.encode == every).all())
 
 
-def _gone(axes: Axes, edits: Mapping[Factor, Project]) -> Tensor | None:
-    """A mask, broadcastable to a tensor of these axes, of the entries of units that leave."""
-    masks = list(_lines(axes, edits))
-    return reduce(torch.logical_or, masks) if masks else None
-
-
-def _lines(axes: Axes, edits: Mapping[Factor, Project]) -> Iterator[Tensor]:
-    """The masks of each factor, for every time that it stands on an axis."""
+def _gone(axes: Axes, edits: Mapping[Factor, Project]) -> Iterator[Tensor]:
+    """For each factor, every time that it stands on an axis: a mask, broadcastable to a tensor of
+    these axes, of the entries of units that leave.
+    """
     for dim, expr in enumerate(axes):
         for factor in edits.keys() & set(leaves(expr)):
             edit = edits[factor]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from axis_strategies import expressions, kept, selections
-from fxcompress.axes.expressions import Axes, Concat, Expr, Factor, Product, concat, leaves, product
+from axis_strategies import (
+    SIZES,
+    cell_choices,
+    expressions,
+    factors,
+    kept,
+    selections,
+    tensors_with_axes,
+)
+from fxcompress.axes.expressions import Concat, Expr, Factor, Product, concat, leaves, product
+from fxcompress.axes.masks import stays
 from fxcompress.axes.space import Space
 from fxcompress.axes.transforms import (
     Choice,
@@ -20,18 +27,9 @@ from fxcompress.axes.transforms import (
     kept_indices,
     select,
     size_of,
-    stays,
     transform,
     unit_rows,
 )
-
-SIZES = st.sampled_from((1, 2, 3, 4, 6, 8, 12))
-
-
-def factors(*sizes: int) -> tuple[Factor, ...]:
-    space = Space()
-    made = [space.fresh(size, f"f{number}") for number, size in enumerate(sizes)]
-    return tuple(factor for factor in made if isinstance(factor, Factor))
 
 
 def one_hot(choice: Choice, units: int) -> Choice:
@@ -42,17 +40,6 @@ def one_hot(choice: Choice, units: int) -> Choice:
 
 def widths(choices: Choices) -> dict[Factor, int]:
     return {factor: choice.width for factor, choice in choices.items()}
-
-
-@st.composite
-def cell_choices(draw: st.DrawFn, factor: Factor, over: Sequence[Factor]) -> Choice:
-    """A selection of its own, of equal length, for every cell."""
-    cells = 1
-    for other in over:
-        cells *= other.size
-    width = draw(st.integers(1, factor.size))
-    rows = [draw(st.permutations(range(factor.size)))[:width] for _ in range(cells)]
-    return Choice(torch.tensor(rows), tuple(over))
 
 
 def block(expr: Expr, choices: Choices) -> Tensor:
@@ -68,14 +55,6 @@ def block(expr: Expr, choices: Choices) -> Tensor:
     for part in parts:
         whole = torch.kron(whole, part)
     return whole
-
-
-@st.composite
-def tensors_with_axes(draw: st.DrawFn, rank: int = 2) -> tuple[Tensor, Axes]:
-    space = Space()
-    axes = tuple(draw(expressions(space, draw(SIZES))) for _ in range(rank))
-    shape = [expr.size for expr in axes]
-    return torch.randn(shape, dtype=torch.float64), axes
 
 
 # ---- selections
@@ -98,17 +77,6 @@ def test_a_choice_may_permute() -> None:
     choices = {a: Choice(torch.tensor([2, 0]))}
     assert kept_indices(product((a, b)), choices).tolist() == [4, 5, 0, 1]
     assert kept_indices(concat((b, a)), choices).tolist() == [0, 1, 4, 2]
-
-
-@given(data=st.data())
-def test_the_mask_is_where_the_kept_indices_point(data: st.DataObject) -> None:
-    tensor, axes = data.draw(tensors_with_axes())
-    choices = data.draw(selections(axes))
-    expected = torch.zeros(tensor.shape, dtype=torch.bool)
-    expected[torch.meshgrid([kept_indices(e, choices) for e in axes], indexing="ij")] = True
-    mask = stays(axes, choices)
-    found = torch.tensor(True) if mask is None else mask
-    assert torch.equal(expected, found.expand(expected.shape))
 
 
 @given(data=st.data())
@@ -162,22 +130,10 @@ def test_each_cell_keeps_its_own_units(data: st.DataObject) -> None:
     alive = choices[heads].value.tolist() if heads in choices else range(3)
     expected = [4 * head + dim for head in alive for dim in choices[dims].value[head].tolist()]
     assert select(tensor, axes, choices).tolist() == expected
-    mask = stays(axes, choices)
-    assert mask is not None
+    (mask,) = stays(axes, choices)
     assert mask.nonzero().flatten().tolist() == sorted(expected)
     matrices = {factor: one_hot(choice, factor.size) for factor, choice in choices.items()}
     assert transform(tensor, axes, [matrices]).tolist() == expected
-
-
-@given(data=st.data())
-def test_cells_numbered_by_another_axis(data: st.DataObject) -> None:
-    heads, positions, dims = factors(3, 2, 4)
-    choice = data.draw(cell_choices(dims, [heads]))
-    mask = stays((heads, positions, dims), {dims: choice})
-    assert mask is not None
-    for head in range(3):
-        expected = torch.isin(torch.arange(4), choice.value[head])
-        assert torch.equal(mask.expand(3, 2, 4)[head], expected.expand(2, 4))
 
 
 @given(data=st.data())

@@ -1,5 +1,5 @@
-"""The second proof of a selection: the dense graph on parameters that are zero. It stands where the
-first one, which takes the word of the analysis and the masks of the rewriter, is deceived.
+"""The proof of a selection by the dense graph on parameters that are zero. It holds where the one
+by masks, which takes the word of the analysis and the masks of the rewriter, is deceived.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.fx import Interpreter
 
 import fxcompress as fx
 from fxcompress.analysis import couple as coupling
@@ -85,7 +86,9 @@ def cut(model: nn.Module) -> Program:
 
 
 @pytest.mark.parametrize("name", MAKES_SOMETHING)
-def test_an_op_wrongly_taken_to_keep_zeros_fails_the_second_proof_alone(name: str) -> None:
+def test_an_op_wrongly_taken_to_keep_zeros_fails_the_proof_on_zeroed_parameters_alone(
+    name: str,
+) -> None:
     """The analysis says that nothing comes of zeros; masks and program both believe it."""
     with (
         patch.object(responses, "_FOUND", {}),
@@ -97,7 +100,9 @@ def test_an_op_wrongly_taken_to_keep_zeros_fails_the_second_proof_alone(name: st
             assert last(cut(Read(MAKES_SOMETHING[name]))).ok
 
 
-def test_a_buffer_wrongly_taken_for_a_parameter_fails_the_second_proof_alone() -> None:
+def test_a_buffer_wrongly_taken_for_a_parameter_fails_the_proof_on_zeroed_parameters_alone() -> (
+    None
+):
     with patch.object(coupling, "_can_be_zeroed", lambda ctx, name: True):
         with pytest.raises(fx.VerificationError, match="zeroed parameters: "):
             cut(Buffer())
@@ -106,7 +111,7 @@ def test_a_buffer_wrongly_taken_for_a_parameter_fails_the_second_proof_alone() -
 
 
 @nets
-def test_units_other_than_the_plans_fail_the_second_proof_alone(name: str) -> None:
+def test_units_other_than_the_plans_fail_the_proof_on_zeroed_parameters_alone(name: str) -> None:
     """Masks, bits of tensors and the program agree on the neighbours of the units to keep."""
     right = projection._choice_at
 
@@ -181,15 +186,21 @@ def test_draws_of_other_shapes_are_told() -> None:
     assert "random numbers are drawn in other shapes" in check.compared
 
 
-def test_it_costs_one_run() -> None:
-    with patch("fxcompress.verify.trial.run_alone", side_effect=run_alone) as runs:
-        fx.apply(program("mlp"), RandomSelection())
-    assert runs.call_count == 2  # the new program, and the dense graph on zeros
+@pytest.mark.parametrize("exact_only", [True, False])
+def test_a_proof_is_two_forward_passes(exact_only: bool) -> None:
+    interpreted = Interpreter.run
+    with (
+        patch("fxcompress.verify.trial.run_alone", side_effect=run_alone) as new,
+        patch.object(Interpreter, "run", autospec=True, side_effect=interpreted) as reference,
+    ):
+        check = last(fx.apply(program("group_norm"), RandomSelection(exact_only=exact_only)))
+    assert (check.zeroed_error is not None) is exact_only
+    assert (new.call_count, reference.call_count) == (1, 1)
 
 
 def test_reports_tell_it_and_older_ones_are_read() -> None:
     report = fx.apply(program("mlp"), RandomSelection()).report
-    assert "; with zeroed parameters " in str(report)
+    assert "against zeroed parameters" in str(report)
     data = report.to_dict()
     assert data["verification"]["zeroed_error"] == report.checks[-1].zeroed_error
     assert Report.from_dict(data) == report
