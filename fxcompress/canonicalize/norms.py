@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 
 from fxcompress.graph.captured import CapturedModule, mode_of
 from fxcompress.graph.metadata import TensorMeta, parameter_of, shape_of
-from fxcompress.graph.parameters import find_tensor, in_place_of, set_tensor
+from fxcompress.graph.parameters import find_tensor, in_place_of, read_tensor, set_tensor
 
 CONVOLUTIONS = tuple(f"aten::conv{n}d" for n in (1, 2, 3))
 TRANSPOSED = tuple(f"aten::conv_transpose{n}d" for n in (1, 2, 3))
@@ -130,9 +130,7 @@ def _bias(node: fx.Node) -> str | None:
 
 
 def _double(module: nn.Module, name: str) -> Tensor:
-    value = find_tensor(module, name)
-    assert value is not None
-    return value.detach().double()
+    return read_tensor(module, name).double()
 
 
 def absorb_neutral_norms(module: CapturedModule, names: Collection[str]) -> int:

@@ -26,6 +26,7 @@ from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.edit.shift import shift_consumers
 from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.lazy import selected, value_of
 from fxcompress.graph.metadata import TensorMeta, dynamic_dims
 from fxcompress.graph.parameters import Names, find_tensor, names_of, replace_tensor
 from fxcompress.graph.schema import read
@@ -103,23 +104,15 @@ def _project(
             if all(choice.selects for own in choices for choice in own.values()):
                 pairs = zip(axes, choices, strict=True)
                 kept[name] = tuple(kept_indices(expr, own) if own else None for expr, own in pairs)
-                value = _selected(old.detach(), kept[name])
+                value = selected(old, kept[name])
             else:
                 mixed.add(name)
                 with torch.no_grad():
-                    value = transform(old.detach(), axes, choices)
+                    value = transform(value_of(old), axes, choices)
             replace_tensor(new, names, name, value)
     widths = {factor: choice.width for factor, choice in encoders.items()}
     _mend(new, coupling, widths)
     return kept, frozenset(mixed)
-
-
-def _selected(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
-    """The entries that stay on each axis."""
-    for dim, index in enumerate(kept):
-        if index is not None:
-            tensor = tensor.index_select(dim, index.to(tensor.device))
-    return tensor.contiguous()
 
 
 def _cut_biases(
@@ -131,7 +124,7 @@ def _cut_biases(
         own = {leaf: encoders[leaf] for leaf in leaves(expr) if leaf in encoders}
         old = find_tensor(new, name)
         assert old is not None
-        replace_tensor(new, names, name, transform(old.detach(), (expr,), [own]))
+        replace_tensor(new, names, name, transform(value_of(old), (expr,), [own]))
         for node in (n for n in new.graph.find_nodes(op="get_attr") if n.target == name):
             widths = {factor: choice.width for factor, choice in own.items()}
             node.meta["val"] = TensorMeta((size_of(expr, widths),), old.dtype)

@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
+from fxcompress.graph.lazy import carrying, share_lazy_values
 from fxcompress.graph.modes import FIXED_MODE as FIXED_MODE
 from fxcompress.graph.modes import MODE_FLAGS as MODE_FLAGS
 from fxcompress.graph.modes import mode_of as mode_of
@@ -53,7 +54,7 @@ class CapturedModule(fx.GraphModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = _device(self)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(carrying(fn), recurse)  # type: ignore[no-untyped-call]
         after = _device(self)
         if self.interface is not None:
             self.interface = self.interface.cast(
@@ -75,6 +76,7 @@ class CapturedModule(fx.GraphModule):
         for table in (clone._parameters, clone._buffers, clone._modules):
             for name, value in table.items():
                 table[name] = copy.deepcopy(value, memo)  # type: ignore[assignment]
+        share_lazy_values(self, clone)
         return clone
 
 

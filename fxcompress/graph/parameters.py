@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import FxCompressError
+from fxcompress.graph.lazy import Held, LazyValue, attach, lazy_value, value_of
 
 Names = Mapping[str, frozenset[str]]
 
@@ -26,35 +27,40 @@ def names_of(module: nn.Module) -> Names:
 
 
 def has_values(module: nn.Module) -> bool:
-    """Whether every parameter and buffer holds values, which those on the meta device do not."""
-    return not any(t.is_meta for t in (*module.parameters(), *module.buffers()))
+    """Whether every parameter and buffer has values, in memory or lazily; on the meta device there
+    are only lazy ones.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    return not any(t.is_meta and lazy_value(t) is None for t in tensors)
 
 
 def state_digest(module: nn.Module) -> str:
     """``sha256:`` and the SHA-256 of names, dtypes, shapes and values of ``module.state_dict()``.
 
-    A module and its captured graph have the same. It is empty on the meta device, where there are
-    no values.
+    A module and its captured graph have the same. It is empty where there are no values. Lazy ones
+    are read one tensor at a time.
     """
-    state = module.state_dict()
-    if any(tensor.is_meta for tensor in state.values()):
+    state = module.state_dict(keep_vars=True)
+    if any(tensor.is_meta and lazy_value(tensor) is None for tensor in state.values()):
         return ""
     found = hashlib.sha256()
     for name, tensor in state.items():
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        found.update(plain.reshape(-1).view(torch.uint8).numpy())
+        plain = value_of(tensor).cpu().resolve_conj().resolve_neg().contiguous()
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return f"sha256:{found.hexdigest()}"
 
 
 def replace_tensor(module: nn.Module, names: Names, name: str, value: Tensor) -> None:
     """Put `value` in the place of a parameter or buffer, under every name it has.
 
-    A parameter stays one, as `in_place_of` says; a buffer stays persistent or not.
+    A parameter stays one, as `in_place_of` says; a buffer stays persistent or not. In the place of
+    a lazy value a new one is held in memory.
     """
     old = find_tensor(module, name)
     assert old is not None
-    new = in_place_of(old, value.to(old.device, old.dtype))
+    home = old.device if lazy_value(old) is None else value.device
+    new = in_place_of(old, value.to(home, old.dtype))
     for other in names[name]:
         set_tensor(module, other, new, persistent=_persistent(module, other))
 
@@ -68,16 +74,29 @@ def in_place_of(old: Tensor, value: Tensor) -> Tensor:
     """`value` as what `old` is: of its class, with its attributes and its order of axes in memory.
 
     Args:
-        old: A parameter, of any subclass, or a buffer.
+        old: A parameter, of any subclass, or a buffer. What stands in for a lazy one is lazy too,
+            and stays on the meta device.
         value: Of any shape; its memory is shared where it is laid out like `old` already.
     """
-    new = _laid_out(old, value.detach())
+    lazy = _lazily(old, value)
+    new = _laid_out(old, value.detach() if lazy is None else value.detach().to("meta"))
     if isinstance(old, nn.Parameter):
         kind = type(old) if issubclass(type(old), nn.Parameter) else nn.Parameter
         # The constructor of a subclass may ask for more than a tensor.
         new = torch.Tensor._make_subclass(kind, new, old.requires_grad)
     vars(new).update(vars(old))
-    return new
+    return new if lazy is None else attach(new, lazy)
+
+
+def _lazily(old: Tensor, value: Tensor) -> LazyValue | None:
+    """What the elements of `value` are in the place of a lazy tensor; None if `old` is none."""
+    before, after = lazy_value(old), lazy_value(value)
+    if after is not None or before is None:
+        return after
+    if value.is_meta:  # a copy of `old`; copies lose attributes
+        assert value.shape == old.shape
+        return before
+    return Held(value.detach().cpu())
 
 
 def _laid_out(old: Tensor, value: Tensor) -> Tensor:
@@ -104,6 +123,20 @@ def tensor_of(module: nn.Module, node: fx.Node) -> Tensor:
             "ask only for nodes that `parameter_of` has a name for"
         )
     return value
+
+
+def read_tensor(module: nn.Module, name: str) -> Tensor:
+    """The values of a parameter or buffer, detached: read now if they are lazy, see `graph.lazy`.
+
+    Raises:
+        FxCompressError: The module has none of this name.
+    """
+    value = find_tensor(module, name)
+    if value is None:
+        raise FxCompressError(
+            f"there is no parameter or buffer {name!r}; module.state_dict() has their names"
+        )
+    return value_of(value)
 
 
 def find_tensor(module: nn.Module, name: str) -> Tensor | None:

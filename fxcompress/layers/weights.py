@@ -18,7 +18,7 @@ from fxcompress.axes.expressions import Concat, Expr, Factor, leaves
 from fxcompress.axes.transforms import unit_rows
 from fxcompress.canonicalize.norms import TRANSPOSED, NormedMap, normed_maps
 from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.graph.schema import arguments, packet_of
 
 Rows = Literal["raw", "effective"]
@@ -264,9 +264,7 @@ def _rows(
 
 
 def _double(program: Analysed, name: str) -> Tensor:
-    value = find_tensor(program.module, name)
-    assert value is not None
-    return value.detach().double()
+    return read_tensor(program.module, name).double()
 
 
 def _calls(program: Analysed, name: str) -> list[fx.Node]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.plan import Plan
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.passes.structured.method import StructuredPass
 from fxcompress.passes.structured.scores import (
     Aggregate,
@@ -53,9 +53,8 @@ class Magnitude(Recipe):
         return normalised(combined(each, self.aggregate), self.normaliser)
 
     def _power(self, program: Program, group: ChannelGroup, site: Site) -> Tensor:
-        tensor = find_tensor(program.module, site.parameter)
-        assert tensor is not None
-        places = self._places(tensor.detach(), site.dim)
+        tensor = read_tensor(program.module, site.parameter)
+        places = self._places(tensor, site.dim)
         return entries_of(program, group, site, places).sum(-1)
 
     def _places(self, tensor: Tensor, dim: int) -> Tensor:

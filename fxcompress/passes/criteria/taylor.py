@@ -16,7 +16,7 @@ from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.plan import Plan
 from fxcompress.graph.captured import aten
 from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.passes.structured.method import DeclinedError, StructuredPass
 from fxcompress.passes.structured.scores import (
     Aggregate,
@@ -145,9 +145,7 @@ def _norms(program: Program) -> list[tuple[str, ...]]:
 
 
 def _double(program: Program, name: str) -> Tensor:
-    value = find_tensor(program.module, name)
-    assert value is not None
-    return value.detach().double()
+    return read_tensor(program.module, name).double()
 
 
 def _rows(program: Program, group: ChannelGroup, site: Site, value: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from fxcompress.axes.transforms import unit_rows
 from fxcompress.budget import Sizing
 from fxcompress.edit.check import tied_axis
 from fxcompress.edit.plan import Edit, Plan, Project, Replace
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.layers.weights import Producer, Rows, consumers, entries, producers
 from fxcompress.passes.folding.clusters import LINKAGES, merge_costs
 from fxcompress.passes.folding.norms import (
@@ -223,9 +223,7 @@ class _Values:
 
     def _value(self, name: str) -> Tensor:
         if name not in self.tensors:
-            old = find_tensor(self.program.module, name)
-            assert old is not None
-            self.tensors[name] = old.detach().double().clone()
+            self.tensors[name] = read_tensor(self.program.module, name).double().clone()
         return self.tensors[name]
 
     def _write(self, name: str, index: Tensor, value: Tensor) -> None:

@@ -20,7 +20,7 @@ from fxcompress.axes.expressions import leaves
 from fxcompress.axes.transforms import unit_rows
 from fxcompress.graph.captured import aten
 from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.program import Program
 from fxcompress.stats import observe, unit_signals
 
@@ -92,10 +92,9 @@ def _unit_norm(program: Program, group: ChannelGroup, node: fx.Node) -> UnitNorm
 
 
 def _entries(program: Program, group: ChannelGroup, name: str) -> Tensor:
-    value = find_tensor(program.module, name)
-    assert value is not None
+    value = read_tensor(program.module, name).double()
     axes = program.analysis.axes(name)
-    return unit_rows(value.detach().double(), axes, group.factor, group.over, 0)
+    return unit_rows(value, axes, group.factor, group.over, 0)
 
 
 # ---- merging

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 
 from fxcompress.errors import PlanError
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.graph.state import forked
 from fxcompress.layers.inputs import Window, window_of
@@ -150,8 +150,7 @@ def factors_of(
 
 def _square(program: Program, weight: str) -> Tensor:
     """Zeros of the shape of G: what stays of a layer that no gradient reaches."""
-    value = find_tensor(program.module, weight)
-    assert value is not None
+    value = read_tensor(program.module, weight)
     return value.new_zeros((len(value), len(value)), dtype=torch.float64)
 
 

@@ -14,7 +14,7 @@ from fxcompress.arguments import Count, Positive
 from fxcompress.axes.coordinates import cell_numbers, coordinates
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.plan import Edit, Plan, Project, Replace
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.layers.weights import Producer, producers
 from fxcompress.passes.kron_obs.factors import (
     Factors,
@@ -144,8 +144,7 @@ def _matrix(program: Program, one: Producer) -> Tensor:
 
 
 def _replaced(program: Program, one: Producer, matrix: Tensor) -> dict[str, Edit]:
-    old = find_tensor(program.module, one.weight)
-    assert old is not None
+    old = read_tensor(program.module, one.weight)
     columns = old[0].numel()
     edits: dict[str, Edit] = {
         one.weight: Replace(one.weight, matrix[:, :columns].reshape(old.shape).to(old))
@@ -166,9 +165,7 @@ def _units(program: Program, group: ChannelGroup, one: Producer) -> Tensor:
 
 
 def _value(program: Program, name: str) -> Tensor:
-    value = find_tensor(program.module, name)
-    assert value is not None
-    return value.detach().double()
+    return read_tensor(program.module, name).double()
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -14,7 +14,7 @@ from fxcompress.arguments import NotNegative
 from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.plan import Edit, Plan, Project
 from fxcompress.errors import PlanError
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.passes.elimination import Elimination, Rescoring, Vectors, eliminate
 from fxcompress.passes.projective.pairs import Pairs, pairs_of
 from fxcompress.passes.projective.refusals import stays_whole
@@ -217,8 +217,8 @@ class Prepared:
 
 
 def _finite(program: Program, group: ChannelGroup) -> bool:
-    values = (find_tensor(program.module, site.parameter) for site in group.sites)
-    return all(value is None or bool(torch.isfinite(value).all()) for value in values)
+    names = dict.fromkeys(site.parameter for site in group.sites)
+    return all(bool(read_tensor(program.module, name).isfinite().all()) for name in names)
 
 
 def _ridge(gram: Tensor, lam: float, relative: bool) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.axes.expressions import Concat, Factor, leaves
 from fxcompress.axes.transforms import coordinates
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.layers.weights import producers
 from fxcompress.passes.projective.rewrites import Rewrites
 from fxcompress.program import Program
@@ -183,6 +183,4 @@ def _heads(group: ChannelGroup, first: Places, second: Places) -> Heads | None:
 
 
 def _value(program: Program, name: str) -> Tensor:
-    value = find_tensor(program.module, name)
-    assert value is not None
-    return value.detach()
+    return read_tensor(program.module, name)

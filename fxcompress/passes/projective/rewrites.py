@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.edit.plan import Edit, Offset, Replace
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import find_tensor, read_tensor
 from fxcompress.graph.schema import operands_of, packet_of
 from fxcompress.layers.weights import Norm, Producer, entries, producers
 from fxcompress.passes.elimination import Elimination
@@ -29,9 +29,7 @@ class Rewrites:
     def value(self, name: str) -> Tensor:
         """What a parameter is by now."""
         if name not in self.values:
-            old = find_tensor(self.program.module, name)
-            assert old is not None
-            self.values[name] = old.detach().double().clone()
+            self.values[name] = read_tensor(self.program.module, name).double().clone()
         return self.values[name]
 
     def multiply(self, name: str, dim: int, line: Tensor) -> None:

@@ -12,7 +12,7 @@ from fxcompress.budget import Recipe
 from fxcompress.canonicalize.norms import TRANSPOSED, NormedMap, normed_maps
 from fxcompress.edit.plan import Plan, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.program import Program
 
 
@@ -85,6 +85,4 @@ def _along(scale: Tensor, pair: NormedMap, weight: Tensor) -> Tensor:
 
 
 def _value(program: Program, name: str) -> Tensor:
-    value = find_tensor(program.module, name)
-    assert value is not None
-    return value.detach()
+    return read_tensor(program.module, name)

@@ -15,7 +15,7 @@ from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.offset import refuses_offset
 from fxcompress.edit.plan import Edit, Offset, Plan, Project, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.parameters import find_tensor, names_of
+from fxcompress.graph.parameters import names_of, read_tensor
 from fxcompress.layers.weights import consumers, producers
 from fxcompress.passes.slicegpt.axes import Tap, even, principal_axes
 from fxcompress.passes.slicegpt.norms import (
@@ -123,9 +123,7 @@ def sliced(program: Program, group: ChannelGroup, axes: Tensor) -> tuple[Edit, .
     # The projection takes a gain as what writes units: Qᵀ of this is ones.
     for each, value in (("gain", basis.sum(1)), ("shift", basis.new_zeros(group.units))):
         for name in sorted({getattr(norm, each) for norm in norms} - {None}):
-            old = find_tensor(program.module, name)
-            assert old is not None
-            edits.append(Replace(name, value.to(old)))
+            edits.append(Replace(name, value.to(read_tensor(program.module, name))))
     return (*edits, Project(group, basis.mT.contiguous(), basis))
 
 
@@ -137,9 +135,8 @@ def _read_edits(
     for (name, dim), (gain, shift) in _reading(program, group, norms).items():
         edits.append(_scaled(program, name, dim, gain * factor))
         if bool(shift.any()):
-            weight = find_tensor(program.module, name)
-            assert weight is not None
-            moved = weight.detach().double().movedim(dim, -1) @ shift
+            weight = read_tensor(program.module, name)
+            moved = weight.double().movedim(dim, -1) @ shift
             edits.append(Offset(name, moved.to(weight)))
     return edits
 
@@ -181,7 +178,7 @@ def _second_moment(group: ChannelGroup) -> Tensor:
 def _affine(program: Program, group: ChannelGroup, norm: StreamNorm) -> Affine:
     """Gain and shift of a norm, shape (d,) each."""
     gain, shift = (
-        None if name is None else find_tensor(program.module, name)
+        None if name is None else read_tensor(program.module, name)
         for name in (norm.gain, norm.shift)
     )
     ones = torch.ones(group.units, dtype=torch.float64)
@@ -224,12 +221,9 @@ def _same(first: Affine | None, second: Affine | None) -> bool:
 
 def _scaled(program: Program, name: str, dim: int, scale: Tensor) -> Replace:
     """The weight with its columns scaled."""
-    value = find_tensor(program.module, name)
-    assert value is not None
+    value = read_tensor(program.module, name)
     shape = [-1 if each == dim else 1 for each in range(value.dim())]
-    return Replace(
-        name, (value.detach().double() * scale.reshape(shape).to(value.device)).to(value)
-    )
+    return Replace(name, (value.double() * scale.reshape(shape).to(value.device)).to(value))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

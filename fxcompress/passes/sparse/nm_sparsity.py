@@ -18,7 +18,7 @@ from fxcompress.budget import Globs, Recipe, check_globs, matches, names_of
 from fxcompress.edit.plan import Pattern, Plan, Reparametrize, Replace
 from fxcompress.errors import PlanError
 from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.io import saveable
 from fxcompress.program import Program
 
@@ -176,6 +176,4 @@ def _is_op(node: fx.Node) -> bool:
 
 
 def _tensor(program: Program, name: str) -> Tensor:
-    value = find_tensor(program.module, name)
-    assert value is not None
-    return value.detach()
+    return read_tensor(program.module, name)

@@ -28,7 +28,7 @@ from fxcompress.budget import (
 from fxcompress.budget.options import Recipe
 from fxcompress.edit.plan import Edit, Plan, Project, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import find_tensor, read_tensor
 from fxcompress.program import Program
 
 Scores = dict[ChannelGroup, Tensor]
@@ -250,5 +250,5 @@ def best(score: Tensor, width: int) -> Tensor:
 
 
 def _not_finite(program: Program, group: ChannelGroup) -> Iterable[str]:
-    values = {site.parameter: find_tensor(program.module, site.parameter) for site in group.sites}
-    return [name for name, v in values.items() if v is not None and not torch.isfinite(v).all()]
+    names = dict.fromkeys(site.parameter for site in group.sites)
+    return [name for name in names if not read_tensor(program.module, name).isfinite().all()]

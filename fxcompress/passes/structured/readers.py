@@ -15,7 +15,7 @@ from fxcompress.axes.expressions import leaves
 from fxcompress.budget import Recipe
 from fxcompress.edit.offset import refuses_offset
 from fxcompress.errors import PlanError
-from fxcompress.graph.parameters import find_tensor, names_of
+from fxcompress.graph.parameters import names_of, read_tensor
 from fxcompress.layers.weights import Consumer, consumers
 from fxcompress.passes.structured.scores import (
     Aggregate,
@@ -187,9 +187,7 @@ def unread(program: Program, group: ChannelGroup) -> str | None:
 
 
 def _value(program: Program, name: str) -> Tensor:
-    value = find_tensor(program.module, name)
-    assert value is not None
-    return value.detach()
+    return read_tensor(program.module, name)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

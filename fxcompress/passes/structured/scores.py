@@ -15,7 +15,7 @@ from torch import Tensor
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.axes.transforms import unit_rows
 from fxcompress.budget.normalise import NORMALISERS, Normaliser, lamp, normalised
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.program import Program
 
 __all__ = [
@@ -53,9 +53,8 @@ def is_bias(site: Site) -> bool:
 
 def weights_of(program: Program, group: ChannelGroup, site: Site) -> Tensor:
     """The entries of every unit on one axis, shape (cells, units, m), in float64."""
-    value = find_tensor(program.module, site.parameter)
-    assert value is not None
-    return entries_of(program, group, site, value.detach().movedim(site.dim, 0))
+    value = read_tensor(program.module, site.parameter)
+    return entries_of(program, group, site, value.movedim(site.dim, 0))
 
 
 def entries_of(program: Program, group: ChannelGroup, site: Site, places: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.axes.coordinates import cell_numbers, coordinates
 from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.passes.structured.method import DeclinedError
 from fxcompress.program import Program
@@ -106,9 +106,7 @@ _NORMS: Mapping[str, type[nn.Module]] = {
 
 
 def _layer(program: Program, site: Site, reader: fx.Node) -> _Layer:
-    value = find_tensor(program.module, site.parameter)
-    assert value is not None
-    value = value.detach()
+    value = read_tensor(program.module, site.parameter)
     if site.role == "affine":
         module = _NORMS[packet_of(reader)](len(value), device="meta")
         return _filled(program, reader, module, site.parameter, value, lambda v: v)
@@ -154,9 +152,7 @@ def _filled(
     if shift is None:
         module.bias = None
     else:
-        held = find_tensor(program.module, shift)
-        assert held is not None
-        module.bias = nn.Parameter(held.detach().clone())
+        module.bias = nn.Parameter(read_tensor(program.module, shift).clone())
         sources.append((module.bias, shift, lambda v: v.detach()))
     return _Layer(module, tuple(sources))
 
