@@ -65,7 +65,7 @@ def verify(
         VerificationError: They differ by more than the tolerance, an output is not finite
             where the reference is, a tensor does not hold what the plan says, the new program does
             not run or is another one once finalised, or the model draws random numbers that cannot
-            be aligned up.
+            be lined up.
     """
     if not has_values(old):
         return Check(NOT_RUN, None, None, ok=True, compared="the meta device holds no values")
