@@ -24,6 +24,7 @@ from fxcompress.edit.plan import Plan
 from fxcompress.errors import FxCompressError, LoadError, PlanError, WriteBackError
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.parameters import has_values, names_of, replace_tensor, state_digest
+from fxcompress.layers.maps import LinearMap, linear_maps
 from fxcompress.report import Report
 from fxcompress.task import Task
 from fxcompress.writeback import write_back
@@ -88,6 +89,12 @@ class Program:
     def groups(self) -> tuple[ChannelGroup, ...]:
         """All channel groups, frozen ones included."""
         return self.analysis.groups
+
+    @cached_property
+    @sealed
+    def maps(self) -> tuple[LinearMap, ...]:
+        """Every weight that multiplies a value, as a matrix; one for each node that applies it."""
+        return linear_maps(self.module, self.analysis.coupling)
 
     @cached_property
     @sealed

@@ -16,7 +16,7 @@ from torch import fx
 
 from fxcompress.analysis.kinds import find_kinds
 from fxcompress.axes.expressions import Axes, Concat, Edge, Expr, Factor, Product, leaves
-from fxcompress.rules import Binding, Constraint, Context, Role, Work, name_of
+from fxcompress.rules import Binding, Constraint, Context, Contraction, Role, Work, name_of
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -42,6 +42,7 @@ class Coupling:
         roles: The roles of a factor in parameters, as (parameter, axis, role).
         bindings: Integer arguments of nodes that follow the size of an expression.
         work: Floating-point operations as products of sizes.
+        contractions: How operands made of parameters multiply values, in the graph's order.
         edges: Which factors were tied or refined, and by which node.
         labels: The parameter axis that a factor started as, as (parameter, dim).
         unknown: Ops without a rule, with the nodes that use them.
@@ -62,6 +63,7 @@ class Coupling:
     roles: Mapping[Factor, frozenset[Held]]
     bindings: tuple[Binding, ...]
     work: tuple[Work, ...]
+    contractions: tuple[Contraction, ...]
     edges: tuple[Edge, ...]
     labels: Mapping[Factor, tuple[str, int]]
     unknown: Mapping[str, tuple[str, ...]]
@@ -135,6 +137,7 @@ def resolve(
         work=tuple(
             Work(w.node, w.coefficient, tuple(map(space.resolve, w.exprs))) for w in ctx.work
         ),
+        contractions=tuple(ctx.contractions),
         edges=tuple(space.edges),
         labels=dict(labels),
         unknown={name: tuple(nodes) for name, nodes in ctx.unknown.items()},

@@ -20,7 +20,14 @@ from fxcompress.rules import (
     shape,
     windows,
 )
-from fxcompress.rules.constraints import Binding, Constraint, Role, RoleConstraint, Work
+from fxcompress.rules.constraints import (
+    Binding,
+    Constraint,
+    Contraction,
+    Role,
+    RoleConstraint,
+    Work,
+)
 from fxcompress.rules.context import Context
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.registry import RULES, axis_rule, name_of, rule_for
@@ -37,6 +44,7 @@ __all__ = [
     "Binding",
     "Constraint",
     "Context",
+    "Contraction",
     "NotationRule",
     "Role",
     "RoleConstraint",

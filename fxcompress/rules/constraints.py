@@ -7,7 +7,10 @@ from typing import Literal
 
 from fxcompress.axes.expressions import Axes, Expr
 from fxcompress.graph.schema import Path
+from fxcompress.graph.window import Window
 
+LetterAxes = tuple[tuple[str, ...], ...]
+"""The letters of each axis of a tensor, several where it is their product."""
 Role = Literal["produce", "contract", "affine", "statistic", "table"]
 
 
@@ -47,3 +50,37 @@ class Work:
     node: str
     coefficient: int
     exprs: Axes
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """`node` multiplies values by a tensor made of parameters, and sums over what they share.
+
+    Letters name axes as in the text of a rule: the same letter is the same index. All nodes are
+    given by name.
+
+    Attributes:
+        node: What multiplies.
+        weight: The node that holds the tensor.
+        axes: The letters of its axes, with their sizes.
+        values: What it is multiplied with; none where the operator makes that itself.
+        value_axes: The letters of each value's axes, also where the operator makes the value.
+        output_axes: The letters of the product's axes.
+        routed: Letters of the weight of which an operand says which rows meet which index.
+        added: What is added to the product, if anything is.
+        scales: What the product and what is added are multiplied by.
+        window: Where a convolution reads, which turns its value's positions into its output's.
+        inner: Whether the product stays inside the operator, as in a recurrent layer.
+    """
+
+    node: str
+    weight: str
+    axes: tuple[tuple[tuple[str, int], ...], ...]
+    values: tuple[str, ...]
+    value_axes: tuple[LetterAxes, ...]
+    output_axes: LetterAxes
+    routed: frozenset[str] = frozenset()
+    added: str | None = None
+    scales: tuple[float, float] = (1, 1)
+    window: Window | None = None
+    inner: bool = False

@@ -21,7 +21,14 @@ from fxcompress.graph.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.metadata import dynamic_dims, shape_of
 from fxcompress.graph.schema import Path, dims, packet_of, read
-from fxcompress.rules.constraints import Binding, Constraint, Role, RoleConstraint, Work
+from fxcompress.rules.constraints import (
+    Binding,
+    Constraint,
+    Contraction,
+    Role,
+    RoleConstraint,
+    Work,
+)
 
 Output = Axes | tuple[Axes, ...]
 Rule = Callable[["Context", fx.Node], Output]
@@ -53,6 +60,7 @@ class Context:
     roles: list[RoleConstraint] = field(default_factory=list)
     bindings: list[Binding] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
     unknown: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     probed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     failed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx
@@ -10,6 +10,7 @@ from torch import fx
 from fxcompress.axes.expressions import Axes
 from fxcompress.graph.metadata import example_size
 from fxcompress.graph.schema import arguments
+from fxcompress.graph.window import Window, forward_window, transposed_window
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.pointwise import pointwise
@@ -24,7 +25,9 @@ def _groups(named: Mapping[str, Any]) -> dict[str, int]:
     return {"g": example_size(groups.meta["val"]) if isinstance(groups, fx.Node) else groups}
 
 
-def _convolution(batch: str, weight: str, positions: str) -> NotationRule:
+def _convolution(
+    batch: str, weight: str, positions: str, window: Callable[[Mapping[str, Any]], Window]
+) -> NotationRule:
     return NotationRule(
         f"{batch} (g i) *s, {weight} *k, (g o) -> {batch} (g o) *s'",
         sizes=_groups,
@@ -33,11 +36,16 @@ def _convolution(batch: str, weight: str, positions: str) -> NotationRule:
         work=(f"{batch} g i o *k {positions}",),
         bound={"groups": "g"},
         channelwise="g",
+        window=window,
     )
 
 
-FORWARD = {batch: _convolution("b" * batch, "(g o) i", "*s'") for batch in (False, True)}
-TRANSPOSED = {batch: _convolution("b" * batch, "(g i) o", "*s") for batch in (False, True)}
+FORWARD = {
+    batch: _convolution("b" * batch, "(g o) i", "*s'", forward_window) for batch in (False, True)
+}
+TRANSPOSED = {
+    batch: _convolution("b" * batch, "(g i) o", "*s", transposed_window) for batch in (False, True)
+}
 
 RULES.update(
     {

@@ -16,53 +16,21 @@ the output letters *produce* and the summed ones *contract*; an operand with no 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from torch import fx
 
 from fxcompress.axes.expressions import Axes, Expr, Factor, product
 from fxcompress.graph.schema import arguments, given, operands_of, position
+from fxcompress.graph.window import Window
 from fxcompress.rules.constraints import Role
 from fxcompress.rules.context import Context
+from fxcompress.rules.contractions import Multiplied, contract
+from fxcompress.rules.patterns import BROADCAST, Pattern, Present, is_star, letters, parse
 
-Item = str | tuple[str, ...]
-Pattern = tuple[Item, ...]
 Values = dict[str, Axes]
-Present = list[tuple[int, fx.Node, Pattern]]
-BROADCAST: Pattern = ("+",)
-
-
-@cache
-def parse(text: str) -> tuple[tuple[Pattern, ...], Pattern]:
-    """(operands, output) of a rule; ValueError where it cannot be read.
-
-    >>> parse("*b i, (g o) i -> *b o'")
-    ((('*b', 'i'), (('g', 'o'), 'i')), ('*b', "o'"))
-    """
-    left, arrow, right = text.partition("->")
-    if not arrow or not re.fullmatch(r"[\w\s*+'(),]*", left + right):
-        raise ValueError(
-            f"an axis rule reads 'operand, … -> output' in letters, *letters, (letters) and +, "
-            f"not {text!r}"
-        )
-    return tuple(_pattern(part) for part in left.split(",")), _pattern(right)
-
-
-def _pattern(text: str) -> Pattern:
-    tokens = re.findall(r"\(([^()]*)\)|(\*?\w+'?|\+)", text)
-    return tuple(tuple(group.split()) if group else letter for group, letter in tokens)
-
-
-@cache
-def letters(pattern: Pattern) -> frozenset[str]:
-    """The letters of a pattern."""
-    return frozenset(
-        letter for item in pattern for letter in ((item,) if isinstance(item, str) else item)
-    )
 
 
 @dataclass(frozen=True)
@@ -79,6 +47,7 @@ class NotationRule:
         work: The letters whose product, times two, is the op's FLOPs; one string for each term.
         bound: Arguments that follow the size of a letter: ``{"groups": "g"}``.
         channelwise: Letters on each of which the op acts alone but not linearly.
+        window: Where a convolution reads, from its arguments.
     """
 
     text: str
@@ -90,6 +59,7 @@ class NotationRule:
     work: tuple[str, ...] = ()
     bound: Mapping[str, str] = field(default_factory=dict)
     channelwise: str = ""
+    window: Callable[[Mapping[str, Any]], Window] | None = None
 
     def __post_init__(self) -> None:
         parse(self.text)
@@ -113,6 +83,7 @@ class NotationRule:
         out = ctx.broadcast([out, *map(ctx.of, added)], node)
         self._constrain(ctx, node, values)
         self._roles(ctx, present, output, values)
+        self._contractions(ctx, node, present, output, values)
         self._sums(ctx, node, present, output, values)
         for operand in (op for number, op, _ in present if number in self.plus):
             shifted = ctx.factors(out) - ctx.factors(ctx.of(operand))
@@ -136,18 +107,38 @@ class NotationRule:
                 ctx.freeze(values.get(letter, ()), node, f"{argument} follows the inputs")
 
     def _roles(self, ctx: Context, present: Present, output: Pattern, values: Values) -> None:
-        kept, added = letters(output), (*self.plus, *self.beside)
+        kept = letters(output)
         for number, operand, pattern in present:
-            others = [(op, letters(p)) for n, op, p in present if n != number]
-            later = (op for n, op, _ in present if n > number and n not in added)
-            weighed = any(map(ctx.sources.get, later))  # by a weight, so it is none itself
-            summed = {x for x in letters(pattern) - kept if any(x in own for _, own in others)}
+            summed, weighed = _summed(present, output, number), self._weighed(ctx, present, number)
             for dim, letter, expr in _places(pattern, values, ctx.of(operand)):
                 if letter in kept or letter in summed or pattern == BROADCAST:
                     role: Role = "contract" if letter in summed else "produce"
                     if not summed or weighed:
                         role = "affine"
                     ctx.role(expr, operand, self.roles.get(number, role), dim)
+
+    def _weighed(self, ctx: Context, present: Present, number: int) -> bool:
+        """Whether a weight multiplies this operand, which is none itself then."""
+        added = (*self.plus, *self.beside)
+        return any(ctx.sources.get(op) for n, op, _ in present if n > number and n not in added)
+
+    def _contractions(
+        self, ctx: Context, node: fx.Node, present: Present, output: Pattern, values: Values
+    ) -> None:
+        """Every operand that contracts is a matrix, which the letters say."""
+        found = [
+            number
+            for number, operand, _ in present
+            if ctx.sources.get(operand) and number not in self.roles
+            if _summed(present, output, number) and not self._weighed(ctx, present, number)
+        ]
+        if not found:
+            return
+        sizes = {letter: axes[0].size for letter, axes in values.items() if len(axes) == 1}
+        window = self.window(arguments(node)) if self.window else None
+        call = Multiplied(present, output, sizes, self.plus, self.beside, window)
+        for number in found:
+            contract(ctx, node, number, call)
 
     def _sums(
         self, ctx: Context, node: fx.Node, present: Present, output: Pattern, values: Values
@@ -175,20 +166,27 @@ class NotationRule:
         return everything - quiet
 
 
+def _summed(present: Present, output: Pattern, number: int) -> frozenset[str]:
+    """The letters of one operand that are summed over together with another operand's."""
+    own = next(letters(pattern) for n, _, pattern in present if n == number)
+    others = (letters(pattern) for n, _, pattern in present if n != number)
+    return (own - letters(output)) & frozenset().union(*others)
+
+
 def _places(pattern: Pattern, values: Values, axes: Axes) -> Iterator[tuple[int, str, Expr]]:
     """(axis, letter, expression) for every letter of a matched pattern."""
     if pattern == BROADCAST:
         yield from ((dim, "+", expr) for dim, expr in enumerate(axes))
         return
-    rest, dim = len(axes) - sum(not _star(item) for item in pattern), 0
+    rest, dim = len(axes) - sum(not is_star(item) for item in pattern), 0
     for item in pattern:
         if isinstance(item, tuple):
             yield from ((dim, letter, values[letter][0]) for letter in item)
-        elif _star(item):  # other operands may have more of these axes, further left
+        elif is_star(item):  # other operands may have more of these axes, further left
             yield from ((dim + n, item, expr) for n, expr in enumerate(axes[dim : dim + rest]))
         else:
             yield from ((dim, item, expr) for expr in values[item])
-        dim += rest if _star(item) else 1
+        dim += rest if is_star(item) else 1
 
 
 def _match(
@@ -199,21 +197,17 @@ def _match(
     values: Values,
     sizes: Mapping[str, int],
 ) -> None:
-    rest = len(axes) - sum(not _star(item) for item in pattern)
+    rest = len(axes) - sum(not is_star(item) for item in pattern)
     place = 0
     for item in pattern:
         if isinstance(item, tuple):
             _match_product(ctx, node, axes[place], item, values, sizes)
             place += 1
             continue
-        width = rest if _star(item) else 1
+        width = rest if is_star(item) else 1
         piece = axes[place : place + width]
         values[item] = ctx.broadcast([values[item], piece], node) if item in values else piece
         place += width
-
-
-def _star(item: Item) -> bool:
-    return isinstance(item, str) and item.startswith("*")
 
 
 def _match_product(
@@ -248,7 +242,7 @@ def _build(ctx: Context, node: fx.Node, output: Pattern, values: Values) -> Axes
             out.append(product(values[letter][0] for letter in item))
         else:
             if item not in values:
-                values[item] = _computed(ctx, node, len(out), _star(item))
+                values[item] = _computed(ctx, node, len(out), is_star(item))
             out.extend(values[item])
     return tuple(ctx.space.resolve(expr) for expr in out)
 

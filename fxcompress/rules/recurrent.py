@@ -15,6 +15,7 @@ from torch import fx
 
 from fxcompress.axes.expressions import UNIT, Axes, Expr, concat, product
 from fxcompress.graph.schema import arguments, packet_of
+from fxcompress.rules.constraints import Contraction
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
 
@@ -61,7 +62,8 @@ def _recurrent(ctx: Context, node: fx.Node) -> Output:
     for layer in range(layers):
         for direction in range(directions):
             start = (layer * directions + direction) * size
-            _cell(ctx, node, cell, features, params[start : start + size])
+            held = params[start : start + size]
+            _cell(ctx, node, cell, features, held, None if layer else named["input"])
         features = concat((output,) * directions)
     ctx.nonlinearity((batch, hidden, output), node, GATED)
     ctx.set_nonzero(node, ctx.factors(axes[:2]) | _any_loud(ctx, states))
@@ -86,7 +88,8 @@ def _step(ctx: Context, node: fx.Node) -> Output:
     samples = product(batch)
     cell = _Cell(STEPS[packet_of(node)], hidden, hidden, samples, UNIT)
     weights = [named[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
-    _cell(ctx, node, cell, features, [weight for weight in weights if weight is not None])
+    own = [weight for weight in weights if weight is not None]
+    _cell(ctx, node, cell, features, own, named["input"])
     ctx.nonlinearity((*batch, hidden), node, GATED)
     ctx.set_nonzero(node, ctx.factors(batch) | _any_loud(ctx, states))
     out = (*batch, hidden)
@@ -97,9 +100,21 @@ def _any_loud(ctx: Context, operands: Any) -> frozenset[Any]:
     return frozenset().union(*map(ctx.nonzero_factors, operands))
 
 
-def _cell(ctx: Context, node: fx.Node, cell: _Cell, features: Expr, params: list[fx.Node]) -> None:
-    """Tie the weights (and biases, and the projection of the output) of one layer and direction."""
+def _cell(
+    ctx: Context,
+    node: fx.Node,
+    cell: _Cell,
+    features: Expr,
+    params: list[fx.Node],
+    reads: fx.Node | None,
+) -> None:
+    """Tie the weights (and biases, and the projection of the output) of one layer and direction.
+
+    The first layer `reads` a node; the state and what layers hand on stay in the operator.
+    """
     inputs, recurrent, *rest = params
+    _contract(ctx, node, inputs, reads)
+    _contract(ctx, node, recurrent)
     gates = ctx.fixed(cell.gates, node, "gates")
     rows = product((gates, cell.hidden))
     for weight, source in ((inputs, features), (recurrent, cell.output)):
@@ -116,7 +131,25 @@ def _cell(ctx: Context, node: fx.Node, cell: _Cell, features: Expr, params: list
         _project(ctx, node, cell, projection)
 
 
+def _contract(ctx: Context, node: fx.Node, weight: fx.Node, value: fx.Node | None = None) -> None:
+    """The weight (rows, inputs) multiplies what the layer reads, or what it holds."""
+    if ctx.sources.get(weight):
+        rows, inputs = ctx.shape(weight)
+        ctx.contractions.append(
+            Contraction(
+                node=node.name,
+                weight=weight.name,
+                axes=((("o", rows),), (("i", inputs),)),
+                values=() if value is None else (value.name,),
+                value_axes=((("i",),),),
+                output_axes=(("o",),),
+                inner=True,
+            )
+        )
+
+
 def _project(ctx: Context, node: fx.Node, cell: _Cell, projection: fx.Node) -> None:
+    _contract(ctx, node, projection)
     own: Axes = ctx.of(projection)
     ctx.unify(own[0], cell.output, node)
     ctx.unify(own[1], cell.hidden, node)

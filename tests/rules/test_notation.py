@@ -11,7 +11,7 @@ from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Factor
 from fxcompress.capture import capture
 from fxcompress.rules import RULES, NotationRule
-from fxcompress.rules.notation import letters, parse
+from fxcompress.rules.patterns import letters, parse
 from op_law import graph_of, relation
 
 

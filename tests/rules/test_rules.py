@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, fx
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxcompress.analysis.couple import couple
 from fxcompress.axes.expressions import Axes
-from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.schema import read as argument_at
 from fxcompress.rules import RULES, Context, axis_rule, name_of
 from fxcompress.rules.create import CONSIDERED
@@ -30,70 +22,10 @@ from op_law import (
     commutes,
     cuts,
     free,
-    graph_of,
     relation,
     transformable,
 )
-
-RANDOM = ("bernoulli", "empty", "rand")
-"""Ops whose values cannot be compared: their shapes are."""
-
-# ---- the table of cases
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call, and what its rule says of the axes."""
-
-    op: str
-    arguments: str
-    says: str
-
-    def __str__(self) -> str:
-        return f"{self.op}({self.arguments})"
-
-    def graph(self) -> CapturedModule:
-        args, kwargs = eval(f"_collect({self.arguments})", dict(VALUES))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return graph_of(overload(self.op), args, kwargs)
-
-
-def overload(name: str) -> Callable[..., Any]:
-    """The op of a name such as ``linear``, ``add.Tensor`` or ``mylib::op``."""
-    namespace, _, rest = name.rpartition("::")
-    packet, _, which = rest.partition(".")
-    if namespace == "transformers":
-        pytest.importorskip("transformers.integrations.moe")
-    found = getattr(getattr(torch.ops, namespace or "aten"), packet)
-    op: Callable[..., Any] = getattr(found, which or "default")
-    return op
-
-
-def _floats(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
-
-
-VALUES = {
-    "_collect": lambda *args, **kwargs: (args, kwargs),
-    "B": lambda *shape: torch.rand(shape) < 0.5,
-    "C": lambda *shape: torch.complex(_floats(*shape), _floats(*shape)),
-    "F": _floats,
-    "I": lambda high, *shape: torch.randint(high, shape),
-    "P": lambda *shape: torch.rand(shape, dtype=torch.float64) + 0.5,
-    "torch": torch,
-}
-
-
-def read(line: str) -> Case:
-    call, _, says = line.partition(" => ")
-    found = re.fullmatch(r"([\w:.]+)\((.*)\)", call)
-    assert found, f"cannot read the case {line!r}"
-    return Case(found[1], found[2], says)
-
-
-TABLE = (Path(__file__).parent.parent / "op_cases.txt").read_text().splitlines()
-CASES = tuple(read(line) for line in TABLE if line and not line.startswith("#"))
+from op_table import CASES, RANDOM, Case, overload, read
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
