@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fxcompress.export import BenchmarkResult
 from fxcompress.files.write import write_text
+from fxcompress.report.tables import as_markdown, table
 
 _WIDTH = 160
 CONSOLE = Console(width=None if os.isatty(1) else _WIDTH)
@@ -28,26 +27,24 @@ def default_data() -> Path:
 
 def tabled(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A table: the first column is words, the others are figures."""
-    table = Table(title=title)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left")
+    first, *figures = columns
+    made = table(title, first, *(f">{column}" for column in figures))
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    return table
+        made.add_row(*("" if cell is None else str(cell) for cell in row))
+    return made
 
 
 def written(
     tables: Sequence[Table], facts: Mapping[str, Any], path: Path, notes: Sequence[str] = ()
 ) -> tuple[Path, Path]:
     """Print the tables and the notes, and write ``path.md`` and ``path.json``."""
-    for table in tables:
-        CONSOLE.print(table)
+    for each in tables:
+        CONSOLE.print(each)
     for note in notes:
         CONSOLE.print(note, markup=False, highlight=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     page, data = path.with_suffix(".md"), path.with_suffix(".json")
-    lines = [line for table in tables for line in _markdown(table)]
-    write_text(page, "\n".join([*lines, *(f"- {note}" for note in notes), ""]))
+    write_text(page, "\n".join([*map(as_markdown, tables), *(f"- {note}" for note in notes), ""]))
     write_text(data, json.dumps(facts, indent=1, default=str) + "\n")
     CONSOLE.print(f"written to {page} and {data}", highlight=False)
     return page, data
@@ -70,14 +67,3 @@ def medians(result: BenchmarkResult, name: str) -> dict[str, Any]:
 def spelled_noise(result: BenchmarkResult) -> str:
     """Why not to believe the latencies, for the end of a sentence."""
     return f" (noisy: {'; '.join(result.noise)})" if result.noise else ""
-
-
-def _markdown(table: Table) -> list[str]:
-    title, look = table.title, table.box
-    table.title, table.box = None, box.MARKDOWN
-    console = Console(file=StringIO(), width=1000)
-    with console.capture() as capture:
-        console.print(table)
-    table.title, table.box = title, look
-    lines = [line.strip() for line in capture.get().splitlines() if line.strip()]
-    return [f"## {title}", "", *lines, ""]

@@ -214,10 +214,7 @@ def _first_report(program: Program, captured: Captured) -> Report:
     assert taken is not None
     return Report(
         model=captured.source,
-        params=Change(cost.params, cost.params),
-        flops=Change(cost.flops, cost.flops),
-        macs=Change(cost.macs, cost.macs),
-        bytes=Change(cost.bytes, cost.bytes),
+        sizes={name: Change(own, own) for name, own in cost.amounts.items()},
         groups=tuple(
             GroupChange(
                 g.name,
@@ -244,14 +241,10 @@ def _first_report(program: Program, captured: Captured) -> Report:
 def _next_report(
     old: Program, new: Program, plan: Plan, run: PassRun, checks: tuple[Any, ...]
 ) -> Report:
-    cost, report = new.cost(), old.report
+    report = old.report.resized(new.cost())
     widths = {group.name: width for group, width in plan.widths.items()}
     return replace(
         report,
-        params=replace(report.params, after=cost.params),
-        flops=replace(report.flops, after=cost.flops),
-        macs=replace(report.macs, after=cost.macs),
-        bytes=replace(report.bytes, after=cost.bytes),
         groups=tuple(
             replace(g, units=replace(g.units, after=widths[g.name])) if g.name in widths else g
             for g in report.groups

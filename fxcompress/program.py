@@ -197,10 +197,7 @@ class Program:
         """The same program with every mask and reparametrisation folded into plain parameters."""
         masks = current_masks(self.module, self.masks)
         new = replace(self, module=finalize(self.module), masks=masks)
-        cost = new.cost()
-        after = {name: getattr(cost, name) for name in ("params", "flops", "macs", "bytes")}
-        changes = {k: replace(getattr(self.report, k), after=v) for k, v in after.items()}
-        return replace(new, report=replace(self.report, **changes))
+        return replace(new, report=self.report.resized(new.cost()))
 
     @checked(WriteBackError)
     @sealed

@@ -2,19 +2,19 @@
 re-tracing.
 
 Every size is an expression over factors, so FLOPs, parameters and bytes are polynomials in the
-factors' widths.
+factors' widths; `quantities` has what else may be counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import prod
+from functools import cache
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.analysis.groups import ChannelGroup
+from fxcompress.analysis.quantities import PerIndex, Term, quantities
 from fxcompress.axes.expressions import Axes, Factor, leaves
-from fxcompress.axes.transforms import size_of
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.metadata import dynamic_dims, is_tensor
 from fxcompress.rules import Work
@@ -22,43 +22,64 @@ from fxcompress.rules import Work
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model needs for the example inputs.
+    """What a model needs for the example inputs, by quantity (see `quantities`)."""
 
-    Attributes:
-        flops: Floating-point operations of the linear maps (a multiply and an add are two), as
-            `torch.utils.flop_counter` counts.
-        params: Parameters; tied ones count once.
-        bytes: Bytes of the parameters and buffers.
-    """
+    amounts: Mapping[str, int]
 
-    flops: int
-    params: int
-    bytes: int
+    def __getitem__(self, name: str) -> int:
+        return self.amounts[name]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the linear maps (a multiply and an add are two), as
+        `torch.utils.flop_counter` counts.
+        """
+        return self["flops"]
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates: half the FLOPs."""
-        return self.flops // 2
+        return self["macs"]
+
+    @property
+    def params(self) -> int:
+        """Parameters; tied ones count once."""
+        return self["params"]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the parameters and buffers."""
+        return self["bytes"]
 
     def share(self, dense: Cost) -> dict[str, float]:
         """Each quantity as a share of that of `dense`."""
-        names = ("flops", "macs", "params", "bytes")
-        return {name: getattr(self, name) / max(getattr(dense, name), 1) for name in names}
+        return {name: own / max(dense[name], 1) for name, own in self.amounts.items()}
 
 
 @dataclass(frozen=True)
 class Stored:
     """A parameter or buffer: its axes (none if the graph does not read it) and its size."""
 
+    name: str
     axes: Axes
     numel: int
     itemsize: int
     trainable: bool
 
+    def term(self, each: int = 1) -> PerIndex:
+        """`each` for every entry."""
+        return PerIndex(each, self.axes) if self.axes else PerIndex(each * self.numel)
+
 
 @dataclass(frozen=True)
 class CostModel:
-    """Costs as polynomials in the widths of factors."""
+    """What the quantities of a module are made of.
+
+    Attributes:
+        work: The operations of every linear map.
+        stored: The parameters and buffers; tied ones once.
+        batch: The sizes of factors that are not as captured: the batch, where one example counts.
+    """
 
     work: tuple[Work, ...]
     stored: tuple[Stored, ...]
@@ -66,21 +87,14 @@ class CostModel:
 
     def __call__(self, widths: Mapping[ChannelGroup, int] | None = None) -> Cost:
         """The cost when each given group keeps so many units (in each cell)."""
-        factors = {group.factor: width for group, width in (widths or {}).items()} | dict(
-            self.batch
-        )
-        numels = [_numel(one, factors) for one in self.stored]
-        return Cost(
-            flops=sum(
-                w.coefficient * prod(size_of(expr, factors) for expr in w.exprs) for w in self.work
-            ),
-            params=sum(n for n, one in zip(numels, self.stored, strict=True) if one.trainable),
-            bytes=sum(n * one.itemsize for n, one in zip(numels, self.stored, strict=True)),
-        )
+        factors = {group.factor: width for group, width in (widths or {}).items()}
+        factors |= dict(self.batch)
 
+        @cache  # MACs are half of the same sum as FLOPs
+        def total(terms: Callable[[CostModel], Iterable[Term]]) -> int:
+            return sum(term.value(factors) for term in terms(self))
 
-def _numel(one: Stored, widths: Mapping[Factor, int]) -> int:
-    return prod(size_of(expr, widths) for expr in one.axes) if one.axes else one.numel
+        return Cost({q.name: total(q.terms) // q.unit for q in quantities().values()})
 
 
 def cost_model(coupling: Coupling, module: CapturedModule, single: bool = False) -> CostModel:
@@ -97,6 +111,7 @@ def cost_model(coupling: Coupling, module: CapturedModule, single: bool = False)
     axes = {id(tensors[name]): own for name, own in read if name in tensors}
     stored = {
         id(tensor): Stored(
+            name,
             axes.get(id(tensor), ()),
             tensor.numel(),
             tensor.element_size(),

@@ -4,20 +4,24 @@ Every family chooses one of its widths: a binary variable for each. Costs are po
 widths. A power of one width is linear in the choices of its family. A product of a width w and a
 rest r becomes linear with one more variable z for each choice k of the family, z_k = x_k · r, which
 holds exactly where Σ_k z_k = r and low · x_k ≤ z_k ≤ high · x_k for bounds of r; products of more
-widths repeat the trick. Widths are taken as shares of whole families: all numbers are small.
+widths repeat the trick. A table over the widths of one family is linear in its choices; over
+several it takes a variable for each combination of choices, which sum to each family's own: that
+of the chosen ones is then 1 and all others are 0. Widths are taken as shares of whole families: all
+numbers are small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import csr_array
 
-from fxcompress.budget.polynomial import Monomial, Polynomial
+from fxcompress.budget.polynomial import Form, Monomial, Tabulated
 from fxcompress.errors import BudgetError
 
 SECONDS = 120
@@ -38,22 +42,22 @@ class Choice:
 
 def most_score(
     choices: Sequence[Choice],
-    limits: Sequence[tuple[Polynomial, int]],
+    limits: Sequence[tuple[Form, int]],
     fits: Callable[[tuple[int, ...]], bool],
 ) -> tuple[int, ...]:
     """The widths of largest total score.
 
     Args:
         choices: What each family may choose; its largest width is the whole family.
-        limits: Polynomials in the widths, and the most that each may be.
+        limits: Forms in the widths, and the most that each may be.
         fits: Whether widths are within the limits for certain; solvers have tolerances.
 
     Raises:
         BudgetError: No choice fits, or the solver was not done in time.
     """
     program = _Program(choices)
-    for polynomial, most in limits:
-        program.limit(polynomial, most)
+    for form, most in limits:
+        program.limit(form, most)
     for _ in range(CUTS):
         widths = program.solved()
         if fits(widths):
@@ -74,6 +78,7 @@ class _Program:
     count: int = 0
     rows: list[tuple[Row, float, float]] = field(default_factory=list)
     products: dict[tuple[int, Monomial], int] = field(default_factory=dict)
+    joint: dict[Monomial, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for choice in self.choices:
@@ -85,11 +90,14 @@ class _Program:
         self.count += number
         return self.count - number
 
-    def limit(self, polynomial: Polynomial, most: int) -> None:
-        """The polynomial may be `most` at the largest."""
+    def limit(self, form: Form, most: int) -> None:
+        """The form may be `most` at the largest."""
         row: Row = {}
         room = float(most)
-        for monomial, coefficient in polynomial.items():
+        for table in form.tables:
+            for column, value in self._tabulated(table).items():
+                row[column] = row.get(column, 0.0) + value
+        for monomial, coefficient in form.polynomial.items():
             scale = coefficient * float(np.prod([self._whole(f) for f in monomial]))
             if not monomial:
                 room -= scale
@@ -97,6 +105,30 @@ class _Program:
                 row[column] = row.get(column, 0.0) + scale * value
         size = max(abs(room), max(row.values(), default=1.0), 1.0)
         self.rows.append(({c: v / size for c, v in row.items()}, -np.inf, room / size))
+
+    def _tabulated(self, table: Tabulated) -> Row:
+        """The value of a table, linear in the variables."""
+        start = self._joint(table.families)
+        widths = product(*(self.choices[family].widths for family in table.families))
+        values = (table.value(dict(zip(table.families, own, strict=True))) for own in widths)
+        return {start + place: float(value) for place, value in enumerate(values)}
+
+    def _joint(self, families: Monomial) -> int:
+        """The first of the variables for the combinations of what families choose, the choices of
+        the last family varying fastest.
+        """
+        if len(families) == 1:
+            return self.start[families[0]]
+        if families not in self.joint:
+            counts = [len(self.choices[family].widths) for family in families]
+            places = list(product(*map(range, counts)))
+            start = self.joint[families] = self._new(len(places))
+            for position, family in enumerate(families):
+                for k in range(counts[position]):
+                    own = [start + n for n, at in enumerate(places) if at[position] == k]
+                    row = dict.fromkeys(own, 1.0) | {self.start[family] + k: -1.0}
+                    self.rows.append((row, 0.0, 0.0))
+        return self.joint[families]
 
     def forbid(self, widths: Sequence[int]) -> None:
         """These widths are no answer."""

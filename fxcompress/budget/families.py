@@ -32,11 +32,11 @@ class Family:
 
     Attributes:
         groups: At least one.
-        floor: The fewest units they may keep.
+        least: The fewest units they may keep.
     """
 
     groups: tuple[ChannelGroup, ...]
-    floor: int
+    least: int
 
     @property
     def units(self) -> int:
@@ -56,7 +56,7 @@ def find_families(scope: Scope, limits: Limits) -> tuple[tuple[Family, ...], tup
         BudgetError: None may.
     """
     if not limits.uniform_across_layers:
-        return tuple(Family((group,), _floor(group, limits)) for group in scope.groups), ()
+        return tuple(Family((group,), _least(group, limits)) for group in scope.groups), ()
     members: dict[object, list[ChannelGroup]] = {}
     for group in scope.groups:
         members.setdefault(_looks(group), []).append(group)
@@ -67,7 +67,7 @@ def find_families(scope: Scope, limits: Limits) -> tuple[tuple[Family, ...], tup
         if looks in stuck
     )
     families = tuple(
-        Family(tuple(groups), _floor(groups[0], limits))
+        Family(tuple(groups), _least(groups[0], limits))
         for looks, groups in members.items()
         if looks not in stuck
     )
@@ -88,7 +88,7 @@ def _looks(group: ChannelGroup) -> object:
     return path + colon + rest, group.kind, group.units, group.cells, group.span
 
 
-def _floor(group: ChannelGroup, limits: Limits) -> int:
+def _least(group: ChannelGroup, limits: Limits) -> int:
     share = ceil(group.units * (1 - limits.max_ratio) - _TINY)
     return min(group.units, max(1, limits.min_units, share))
 
@@ -101,14 +101,14 @@ def uniform_path(families: Sequence[Family]) -> Path:
     """
 
     def path(share: float) -> tuple[int, ...]:
-        return tuple(max(f.floor, f.units - floor(share * f.units + _TINY)) for f in families)
+        return tuple(max(f.least, f.units - floor(share * f.units + _TINY)) for f in families)
 
     return path
 
 
 def score_path(families: Sequence[Family], scores: Scores) -> Path:
     """Units leave in the order of their scores, wherever they are."""
-    removable = [ranked(f, scores).flip(0)[: f.units - f.floor] for f in families]
+    removable = [ranked(f, scores).flip(0)[: f.units - f.least] for f in families]
     owners = torch.cat([torch.full((len(own),), n) for n, own in enumerate(removable)])
     order = owners[torch.argsort(torch.cat(removable), stable=True)]
 

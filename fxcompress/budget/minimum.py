@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import ceil
 
-from fxcompress.analysis.cost import Cost, CostModel
+from fxcompress.analysis.cost import CostModel
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.budget.options import Budget, Limits
 from fxcompress.budget.scope import Scope
@@ -20,34 +20,28 @@ def unreachable(
     least: Mapping[ChannelGroup, int],
 ) -> BudgetError:
     """The error for a budget below the cost of `least`, the narrowest widths that are allowed."""
-    dense, floor = cost(), cost(least)
+    dense, minimum = cost(), cost(least)
     words = []
     for name, asked in budget.asked.items():
-        share = floor.share(dense)[name]
-        limit = asked if isinstance(asked, int) and asked > 1 else asked * getattr(dense, name)
-        if getattr(floor, name) > limit:
+        share = minimum.share(dense)[name]
+        limit = asked if isinstance(asked, int) and asked > 1 else asked * dense[name]
+        if minimum[name] > limit:
             words.append(
-                f"{name}={asked} is below the floor of {share:.4f} ({getattr(floor, name):,} of "
-                f"{getattr(dense, name):,}); ask for {name}={ceil(share * 1e4) / 1e4} or more. "
-                f"It is held by {_holders(name, scope, cost, least, floor, dense)}"
+                f"{budget.spelled(name, asked)} is below the minimum of {share:.4f} "
+                f"({minimum[name]:,} of {dense[name]:,}); ask for "
+                f"{budget.spelled(name, ceil(share * 1e4) / 1e4)} or more. "
+                f"It is held by {_holders(name, scope, cost, least)}"
             )
     return BudgetError("; ".join(words) + _tight(limits))
 
 
 def _holders(
-    name: str,
-    scope: Scope,
-    cost: CostModel,
-    least: Mapping[ChannelGroup, int],
-    floor: Cost,
-    dense: Cost,
-    most: int = 5,
+    name: str, scope: Scope, cost: CostModel, least: Mapping[ChannelGroup, int], most: int = 5
 ) -> str:
-    """The groups left out of the plan, by how much the floor would sink if they went too."""
-    held = []
+    """The groups left out of the plan, by how much the minimum would sink if they went too."""
+    held, dense, minimum = [], cost()[name], cost(least)[name]
     for group, reason in scope.left.items():
-        without = cost({**least, group: 1})
-        gain = (getattr(floor, name) - getattr(without, name)) / max(1, getattr(dense, name))
+        gain = (minimum - cost({**least, group: 1})[name]) / max(1, dense)
         held.append((gain, group, reason))
     held.sort(key=lambda each: -each[0])
     words = [

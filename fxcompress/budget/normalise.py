@@ -1,4 +1,4 @@
-"""What makes the scores of one group comparable to those of another."""
+"""Score normalisation: what makes the scores of one group comparable to those of another."""
 
 from __future__ import annotations
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
+from fxcompress.analysis.quantities import BUILT_IN, quantity
 from fxcompress.arguments import Checked, Count, Holds, Interval, Share
 from fxcompress.budget.normalise import Normaliser
 from fxcompress.budget.rounding import multiple_of
@@ -15,7 +16,6 @@ Allocation = Literal["uniform", "global", "exact"]
 Other = TypeVar("Other", bound="Recipe")
 Globs = str | tuple[str, ...]
 """Patterns of names; one alone may stand for a tuple of one."""
-QUANTITIES = ("flops", "params", "macs", "bytes")
 
 
 def _is_amount(value: float) -> bool:
@@ -45,7 +45,8 @@ class Recipe(Checked):
         return kind(**{name: getattr(self, name) for name in names}, **options)
 
     def _given(self, name: str) -> bool:
-        default = next(each.default for each in fields(self) if each.name == name)
+        own = next(each for each in fields(self) if each.name == name)
+        default = own.default if own.default_factory is MISSING else own.default_factory()
         return bool(default is MISSING or getattr(self, name) != default)
 
 
@@ -126,6 +127,8 @@ class Budget(Limits):
         params: Parameters.
         macs: Multiply-accumulates at the example inputs.
         bytes: Bytes of parameters and buffers.
+        quantities: Other registered quantities by name (see `fxcompress.analysis.quantities`), such
+            as a latency by its target: ``{"latency:ort-cpu": 0.5}``.
         allocation: ``uniform`` removes the same share of every group; ``global`` removes the units
             of least score, wherever they are, whatever each of them costs; ``exact`` keeps the
             largest total score that fits, by integer programming over the widths of all groups.
@@ -140,20 +143,47 @@ class Budget(Limits):
     params: Amount | None = None
     macs: Amount | None = None
     bytes: Amount | None = None
+    quantities: Mapping[str, Amount] = field(default_factory=dict)
     allocation: Allocation = "uniform"
     normaliser: Normaliser = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        own = {name: self.quantities[name] for name in sorted(self.quantities)}
+        object.__setattr__(self, "quantities", own)
+        for name in own:
+            if quantity(name).name in _AMOUNTS:
+                raise BudgetError(f"quantities={own!r}: write {name}= for {name!r}")
         if not self.asked:
             raise BudgetError(
-                "a budget needs a quantity; write Budget(flops=0.5), or params=, macs=, bytes="
+                "a budget needs a quantity; write Budget(flops=0.5), or params=, macs=, bytes=, or "
+                "quantities={name: share}"
             )
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.asked.items()), self.allocation, self.normaliser, self.round_to))
 
     @property
     def asked(self) -> Mapping[str, float | int]:
         """The quantities given, by name."""
-        return {name: getattr(self, name) for name in QUANTITIES if getattr(self, name) is not None}
+        own = {name: getattr(self, name) for name in _AMOUNTS}
+        return {name: amount for name, amount in own.items() if amount is not None} | dict(
+            self.quantities
+        )
+
+    def asking(self, amounts: Mapping[str, float | int], **limits: Any) -> Self:
+        """The same budget with other amounts of the quantities it has, and other limits."""
+        own: dict[str, Any] = {n: amount for n, amount in amounts.items() if n in _AMOUNTS}
+        others = {name: amount for name, amount in amounts.items() if name not in own}
+        return replace(self, **own, quantities=others, **limits)
+
+    def spelled(self, name: str, amount: float) -> str:
+        """How a quantity is asked for in code."""
+        return f"{name}={amount}" if name in _AMOUNTS else f"quantities={{{name!r}: {amount}}}"
+
+
+_AMOUNTS = tuple(each.name for each in fields(Budget) if each.name in BUILT_IN)
+"""The quantities that are arguments of their own."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,13 +1,16 @@
-"""Costs written out as polynomials in the widths of families."""
+"""Quantities written out in the widths of families: a polynomial, and tables with steps."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
+from math import prod
 
 from fxcompress.analysis.cost import CostModel
-from fxcompress.axes.expressions import Concat, Expr, Factor
+from fxcompress.analysis.quantities import Quantity, Table
+from fxcompress.axes.expressions import Concat, Expr, Factor, leaves
 
 Monomial = tuple[int, ...]
 """Numbers of the families whose widths are multiplied, ascending, each as often as it occurs."""
@@ -16,23 +19,68 @@ Polynomial = Counter[Monomial]
 _ONE: Mapping[Monomial, int] = {(): 1}
 
 
-def cost_polynomials(cost: CostModel, family: Mapping[Factor, int]) -> dict[str, Polynomial]:
-    """FLOPs, parameters and bytes as polynomials.
+@dataclass(frozen=True, eq=False)
+class Tabulated:
+    """A table over sizes that depend on the widths of some families.
+
+    Attributes:
+        table: The table.
+        sizes: The size of each of its axes.
+        families: The numbers of the families that these sizes depend on, ascending.
+    """
+
+    table: Table
+    sizes: tuple[Polynomial, ...]
+    families: tuple[int, ...]
+
+    def value(self, widths: Sequence[int] | Mapping[int, int]) -> int:
+        """The value where families, by number, have these widths."""
+        return self.table.at([evaluated(size, widths) for size in self.sizes])
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A quantity as the sum of a polynomial and of tables."""
+
+    polynomial: Polynomial
+    tables: tuple[Tabulated, ...] = ()
+
+    def value(self, widths: Sequence[int]) -> int:
+        """The sum where every family has its width."""
+        total = evaluated(self.polynomial, widths)
+        return total + sum(table.value(widths) for table in self.tables)
+
+
+def form_of(quantity: Quantity, cost: CostModel, family: Mapping[Factor, int]) -> Form:
+    """A quantity in the widths of families.
 
     Args:
+        quantity: Its terms count in `unit`-ths.
         cost: Costs of the program.
         family: The number of the family whose width each variable factor has.
     """
-    flops, params, size = Counter[Monomial](), Counter[Monomial](), Counter[Monomial]()
-    for work in cost.work:
-        _add(flops, _product(work.exprs, family, cost.batch), work.coefficient)
-    for one in cost.stored:
-        numel = _product(one.axes, family, cost.batch)
-        if not one.axes:  # no node reads it, so its axes are not known
-            numel = Counter[Monomial]({(): one.numel})
-        _add(params, numel, int(one.trainable))
-        _add(size, numel, one.itemsize)
-    return {"flops": flops, "params": params, "bytes": size}
+    polynomial, tables = Counter[Monomial](), []
+    for term in quantity.terms(cost):
+        if isinstance(term, Table):
+            sizes = tuple(_size(expr, family, cost.batch) for expr in term.exprs)
+            found = {leaf for expr in term.exprs for leaf in leaves(expr)} & family.keys()
+            numbers = tuple(sorted({family[leaf] for leaf in found}))
+            tabulated = Tabulated(term, sizes, numbers)
+            if numbers:
+                tables.append(tabulated)
+            else:
+                polynomial[()] += tabulated.value(())
+        else:
+            _add(polynomial, _product(term.exprs, family, cost.batch), term.coefficient)
+    return Form(polynomial, tuple(tables))
+
+
+def evaluated(polynomial: Polynomial, widths: Sequence[int] | Mapping[int, int]) -> int:
+    """The value of a polynomial where families, by number, have these widths."""
+    return sum(
+        coefficient * prod(widths[number] for number in monomial)
+        for monomial, coefficient in polynomial.items()
+    )
 
 
 def _add(total: Polynomial, terms: Polynomial, coefficient: int) -> None:

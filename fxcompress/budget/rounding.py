@@ -52,7 +52,7 @@ def step_of(multiple: int, span: int) -> int:
     return multiple // gcd(multiple, span)
 
 
-def rounded(plain: int, units: int, floor: int, span: int, round_to: int | str) -> tuple[int, int]:
+def rounded(plain: int, units: int, least: int, span: int, round_to: int | str) -> tuple[int, int]:
     """How many of `units` a group keeps that would keep `plain`, and the multiple this comes from.
 
     A group that loses nothing is left as it is, with multiple 0. So is one without room for any
@@ -61,7 +61,7 @@ def rounded(plain: int, units: int, floor: int, span: int, round_to: int | str) 
     Args:
         plain: Units it would keep unrounded.
         units: Units it has.
-        floor: Fewest units it may keep.
+        least: Fewest units it may keep.
         span: Places that one unit takes on its axis.
         round_to: As in `Limits`.
     """
@@ -69,18 +69,18 @@ def rounded(plain: int, units: int, floor: int, span: int, round_to: int | str) 
         return units, 0
     multiple = multiple_of(round_to)
     if multiple is not None:
-        width = nearest(plain, units, floor, step_of(multiple, span))
+        width = nearest(plain, units, least, step_of(multiple, span))
         return (units, 0) if width is None else (width, multiple)
     for multiple in AUTO:
-        width = nearest(plain, units, floor, step_of(multiple, span))
+        width = nearest(plain, units, least, step_of(multiple, span))
         if width is not None and 8 * abs(width - plain) <= plain:
             return width, multiple
     return plain, 1
 
 
-def nearest(plain: int, units: int, floor: int, step: int) -> int | None:
-    """The multiple of `step` in floor…units nearest to `plain`, the wider of two, or None."""
-    low, high = -(-floor // step), units // step
+def nearest(plain: int, units: int, least: int, step: int) -> int | None:
+    """The multiple of `step` in least…units nearest to `plain`, the wider of two, or None."""
+    low, high = -(-least // step), units // step
     if low > high:
         return None
     return step * min(max((2 * plain + step) // (2 * step), low), high)

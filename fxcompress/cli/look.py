@@ -17,10 +17,11 @@ from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.cli import options
 from fxcompress.cli.answers import Answer, Tell, answer
 from fxcompress.cli.models import Request
-from fxcompress.cli.views import cost_of, count, shapes, table
+from fxcompress.cli.views import count, shapes
 from fxcompress.explain.flow import layer_of
 from fxcompress.files.figures import picture_target
 from fxcompress.program import Program
+from fxcompress.report.tables import table
 
 _SHOWN = 3
 _LEGEND = (
@@ -108,7 +109,7 @@ def explain(
 def _described(program: Program, model: str) -> dict[str, Any]:
     return {
         "model": model,
-        "cost": cost_of(program.cost()),
+        "cost": dict(program.cost().amounts),
         "groups": [
             {
                 "name": group.name,

@@ -11,10 +11,11 @@ from rich.text import Text
 
 from fxcompress.analysis.cost import Cost
 from fxcompress.cli.answers import Tell
-from fxcompress.cli.views import cost_of, cost_table, shapes, table
+from fxcompress.cli.views import cost_table, shapes
 from fxcompress.compiler import apply
 from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
 from fxcompress.program import Pass, Program
+from fxcompress.report.tables import table
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Forecast:
                 }
                 for step in self.steps
             ],
-            "cost": {"before": cost_of(self.before), "after": cost_of(self.after)},
+            "cost": {"before": dict(self.before.amounts), "after": dict(self.after.amounts)},
             "left": self.after.share(self.before),
         }
 

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from fxcompress import passes
+from fxcompress.analysis.quantities import BUILT_IN
 from fxcompress.budget import Budget
 from fxcompress.program import Pass
 
@@ -43,9 +44,9 @@ class Sizes:
         Raises:
             BudgetError: The budget makes no sense.
         """
-        names = ("flops", "macs", "params", "bytes")
+        given = {name: getattr(self, name) for name in BUILT_IN}
         asked: dict[str, Any] = {
-            name: _number(getattr(self, name)) for name in names if getattr(self, name) is not None
+            name: _number(text) for name, text in given.items() if text is not None
         }
         if (self.everywhere or self.exact) and not asked:
             flag = "--exact" if self.exact else "--global"

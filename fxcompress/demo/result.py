@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fxcompress.export import BenchmarkResult
+from fxcompress.report.tables import table
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,13 @@ class DemoResult:
 
     def table(self) -> Table:
         """Dense, compressed, and the change between them; it fits into 80 columns."""
-        title = Text("Handwritten digits, dense against compressed")
-        table = Table(
-            title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1)
-        )
-        table.add_column("", no_wrap=True)
-        headings = ("accuracy", "parameters", "FLOPs", "ONNX bytes", "p50 ms", "max error")
-        for heading in headings:
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_row("dense", *_cells(self.dense))
-        table.add_row("compressed", *_cells(self.compressed), end_section=True)
-        table.add_row("change", *self._changes())
-        return table
+        figures = (">accuracy", ">parameters", ">FLOPs", ">ONNX bytes", ">p50 ms", ">max error")
+        made = table("Handwritten digits, dense against compressed", "", *figures)
+        made.padding = (0, 0, 0, 1)
+        made.add_row("dense", *_cells(self.dense))
+        made.add_row("compressed", *_cells(self.compressed), end_section=True)
+        made.add_row("change", *self._changes())
+        return made
 
     def _changes(self) -> tuple[str, ...]:
         old, new = self.dense, self.compressed

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
+from fxcompress.analysis.cost import Cost
+from fxcompress.analysis.quantities import BUILT_IN, quantities
 from fxcompress.arguments import FilePath, Interval, checked
 from fxcompress.errors import FxCompressError, LoadError
 
@@ -22,7 +24,6 @@ __all__ = ["Change", "Check", "FrozenGroup", "GroupChange", "PassRun", "Report",
 
 NOT_RUN = "not run"
 """The kind of a check that could not be made."""
-_NUMBERS = ("params", "flops", "macs", "bytes")
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,8 @@ class Report:
 
     Attributes:
         model: What was compiled.
-        params: Numbers in parameters.
-        flops: Floating-point operations at the example inputs.
-        macs: Multiply-accumulate operations at the example inputs.
-        bytes: Bytes of parameters and buffers.
+        sizes: For each quantity that a budget may bound, how much the dense program has and how
+            much this one; also as `params`, `flops`, `macs` and `bytes`.
         groups: The groups that may shrink.
         frozen: The groups that may not.
         sparse: The parameters with zeros that are for good.
@@ -135,10 +134,9 @@ class Report:
     """
 
     model: str = ""
-    params: Change = Change()
-    flops: Change = Change()
-    macs: Change = Change()
-    bytes: Change = Change()
+    sizes: Mapping[str, Change] = field(
+        default_factory=lambda: dict.fromkeys(quantities(), Change())
+    )
     groups: tuple[GroupChange, ...] = ()
     frozen: tuple[FrozenGroup, ...] = ()
     sparse: tuple[SparseParameter, ...] = ()
@@ -153,6 +151,43 @@ class Report:
     ranges: Mapping[str, str] = field(default_factory=dict)
     relations: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if taken := self.sizes.keys() & _FIELDS:
+            raise FxCompressError(
+                f"a quantity is called {min(taken)!r}, which is another part of a report; register "
+                "it under another name"
+            )
+
+    @property
+    def params(self) -> Change:
+        """Numbers in parameters."""
+        return self.sizes["params"]
+
+    @property
+    def flops(self) -> Change:
+        """Floating-point operations at the example inputs."""
+        return self.sizes["flops"]
+
+    @property
+    def macs(self) -> Change:
+        """Multiply-accumulate operations at the example inputs."""
+        return self.sizes["macs"]
+
+    @property
+    def bytes(self) -> Change:
+        """Bytes of parameters and buffers."""
+        return self.sizes["bytes"]
+
+    def resized(self, cost: Cost) -> Self:
+        """The report with what the program has of each quantity now. One that was registered since
+        has its first row here.
+        """
+        sizes = {
+            name: replace(self.sizes.get(name, Change(now)), after=now)
+            for name, now in cost.amounts.items()
+        }
+        return replace(self, sizes=sizes)
+
     @property
     def verification(self) -> Check | None:
         """The check that came closest to its tolerance, or beyond; None if nothing was verified."""
@@ -161,9 +196,11 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and numbers.
 
-        ``verification`` is the check that came closest to its tolerance, ``checks`` are all.
+        Each quantity has a key of its own. ``verification`` is the check that came closest to its
+        tolerance, ``checks`` are all.
         """
-        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        own: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        data = {"model": own.pop("model"), **own.pop("sizes"), **own}
         worst = self.verification or Check("none", None, None, ok=False)
         data["verification"] = {
             "kind": worst.kind,
@@ -186,7 +223,9 @@ class Report:
 
         try:
             own = {name: value for name, value in data.items() if name != "verification"}
-            text = json.dumps({**own, **{name: own[name] for name in _NUMBERS}})
+            sizes = {name: own[name] for name in (*BUILT_IN, *own) if name not in _FIELDS}
+            rest = {name: own[name] for name in own.keys() - sizes.keys()}
+            text = json.dumps({**rest, "sizes": sizes})
             return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise LoadError(
@@ -215,6 +254,9 @@ class Report:
         from fxcompress.report.text import render
 
         return render(self)
+
+
+_FIELDS = {each.name for each in fields(Report)}
 
 
 def _tightness(check: Check) -> tuple[bool, float]:

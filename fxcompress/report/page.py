@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from fxcompress.files.write import write_text
-from fxcompress.report.text import describe_check, describe_zeros, quantities
+from fxcompress.report.text import describe_check, describe_zeros, sizes
 
 if TYPE_CHECKING:
     from fxcompress.report import Report
@@ -34,7 +34,7 @@ svg { max-width: 100%; height: auto; }
 <h1>{{ report.model or "program" }}</h1>
 <table>
 <tr><th></th><th class="n">before</th><th class="n">after</th><th class="n">left</th></tr>
-{% for name, before, after, left in quantities -%}
+{% for name, before, after, left in sizes -%}
 <tr><td>{{ name }}</td><td class="n">{{ "{:,}".format(before) }}</td>
 <td class="n">{{ "{:,}".format(after) }}</td><td class="n">{{ "{:.1%}".format(left) }}</td></tr>
 {% endfor -%}
@@ -149,7 +149,7 @@ def render_page(report: Report) -> str:
     chart = _chart(report) if report.groups else ""
     return environment.from_string(_TEMPLATE).render(
         report=report,
-        quantities=list(quantities(report)),
+        sizes=list(sizes(report)),
         chart=chart,
         describe=describe_check,
         zeros=describe_zeros,

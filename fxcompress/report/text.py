@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fxcompress.analysis.quantities import quantities
 from fxcompress.report import NOT_RUN
+from fxcompress.report.tables import rendered, sizes_table, table
 
 if TYPE_CHECKING:
     from fxcompress.report import Check, Report, SparseParameter
 
-WIDTH = 110
 _ROWS = 24
 _REASONS = 8
 
 
 def as_text(report: Report) -> str:
     """The tables of `render` as plain text, of the same width everywhere."""
-    stream = io.StringIO()
-    console = Console(file=stream, width=WIDTH, color_system=None, force_terminal=False)
-    console.print(render(report))
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+    return rendered(render(report))
 
 
 def render(report: Report) -> RenderableType:
     """What a rich console prints for a report. Long lists end with how many more there are."""
-    parts: list[RenderableType] = [_sizes(report)]
+    parts: list[RenderableType] = [sizes_table(report.model or "program", sizes(report))]
     if report.groups:
         parts.append(_groups(report))
     if report.passes:
@@ -41,44 +37,37 @@ def render(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def quantities(report: Report) -> Iterator[tuple[str, int, int, float]]:
-    """The four sizes: name, before, after, and the share that is left."""
-    names = {"params": "parameters", "flops": "FLOPs", "macs": "MACs", "bytes": "bytes"}
-    for field, name in names.items():
-        change = getattr(report, field)
-        yield name, change.before, change.after, change.ratio
-
-
-def _sizes(report: Report) -> Table:
-    table = _table(report.model or "program", "", ">before", ">after", ">left")
-    for name, before, after, left in quantities(report):
-        table.add_row(name, f"{before:,}", f"{after:,}", f"{left:.1%}")
-    return table
+def sizes(report: Report) -> Iterator[tuple[str, int, int, float]]:
+    """For each quantity its name, how much there was and is, and the share that is left."""
+    known = quantities()
+    for name, change in report.sizes.items():
+        title = known[name].title if name in known else name
+        yield title, change.before, change.after, change.ratio
 
 
 def _groups(report: Report) -> Table:
     changed = sum(group.units.before != group.units.after for group in report.groups)
     title = f"{len(report.groups)} groups, {changed} changed"
-    table = _table(title, "group", "kind", ">units", ">left", ">sites")
+    made = table(title, "group", "kind", ">units", ">left", ">sites")
     # What shrank is what one looks for.
     ordered = sorted(report.groups, key=lambda group: group.units.before == group.units.after)
     for group in ordered[:_ROWS]:
         cells = f" x {group.cells}" if group.cells > 1 else ""
         units = f"{group.units.before} -> {group.units.after}{cells}"
-        table.add_row(
+        made.add_row(
             group.name, group.kind, units, f"{group.units.ratio:.0%}", str(len(group.sites))
         )
     if len(ordered) > _ROWS:
-        table.add_row(f"and {len(ordered) - _ROWS} more", "", "", "", "")
-    return table
+        made.add_row(f"and {len(ordered) - _ROWS} more", "", "", "", "")
+    return made
 
 
 def _passes(report: Report) -> Table:
-    table = _table(f"{len(report.passes)} passes", "pass", ">seconds")
+    made = table(f"{len(report.passes)} passes", "pass", ">seconds")
     for run in report.passes:
         notes = [*run.notes[:_REASONS], *_more(run.notes)]
-        table.add_row("\n".join([run.repr, *(f"  {note}" for note in notes)]), f"{run.seconds:.2f}")
-    return table
+        made.add_row("\n".join([run.repr, *(f"  {note}" for note in notes)]), f"{run.seconds:.2f}")
+    return made
 
 
 def _more(notes: tuple[str, ...]) -> list[str]:
@@ -150,14 +139,3 @@ def _listed(lines: Iterable[str], count: int) -> Iterator[str]:
             yield f"  and {count - _REASONS} more"
             return
         yield f"  {line}"
-
-
-def _table(title: str, *columns: str) -> Table:
-    """A table whose columns are aligned right where their name begins with ``>``."""
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(
-            column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right
-        )
-    return table

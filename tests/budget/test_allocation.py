@@ -17,7 +17,6 @@ import fxcompress as fx
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.budget import NORMALISERS, Budget, Normaliser, normalised
 from fxcompress.budget.exact import Choice, most_score
-from fxcompress.budget.polynomial import cost_polynomials
 from fxcompress.edit.plan import Plan
 from fxcompress.errors import BudgetError, PlanError
 from fxcompress.passes import MagnitudePruning, StructuredPass
@@ -115,25 +114,6 @@ def test_rounded_widths_are_chosen_among_those_that_rounding_gives() -> None:
     widths = {group.kind: width for group, width in one.plan(found).widths.items()}
     assert widths
     assert all(width in (4, 8) for kind, width in widths.items() if kind == "residual")
-
-
-@pytest.mark.parametrize("name", PRUNABLE)
-def test_costs_are_polynomials_of_the_widths(name: str) -> None:
-    found = program(name)
-    groups = [group for group in found.groups if not group.frozen]
-    polynomials = cost_polynomials(found.cost, {g.factor: n for n, g in enumerate(groups)})
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(3):
-        widths = [int(torch.randint(1, g.units + 1, (), generator=generator)) for g in groups]
-        cost = found.cost(dict(zip(groups, widths, strict=True)))
-        for quantity, polynomial in polynomials.items():
-            total = 0
-            for monomial, coefficient in polynomial.items():
-                term = coefficient
-                for number in monomial:
-                    term *= widths[number]
-                total += term
-            assert total == getattr(cost, quantity)
 
 
 def test_layers_that_look_alike_choose_together() -> None:

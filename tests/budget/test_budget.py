@@ -81,12 +81,12 @@ def test_a_budget_is_reachable_down_to_one_unit_of_every_group(
     name: str, quantity: str, allocation: Any
 ) -> None:
     found = program(name)
-    floor = getattr(found.cost(dict.fromkeys(movable(found), 1)), quantity)
-    least = MagnitudePruning(budget=asking(quantity, floor, allocation))
+    minimum = getattr(found.cost(dict.fromkeys(movable(found), 1)), quantity)
+    least = MagnitudePruning(budget=asking(quantity, minimum, allocation))
 
-    assert getattr(found.cost(least.plan(found).widths), quantity) == floor
-    with pytest.raises(BudgetError, match=rf"{quantity}={floor - 1} is below the floor"):
-        MagnitudePruning(budget=asking(quantity, floor - 1, "uniform")).plan(found)
+    assert getattr(found.cost(least.plan(found).widths), quantity) == minimum
+    with pytest.raises(BudgetError, match=rf"{quantity}={minimum - 1} is below the minimum"):
+        MagnitudePruning(budget=asking(quantity, minimum - 1, "uniform")).plan(found)
 
 
 @given(NET, st.floats(0.3, 0.9), ALLOCATION)
@@ -235,8 +235,8 @@ def test_the_notes_say_what_rounding_did() -> None:
 
 def test_a_budget_that_only_unrounded_widths_meet_is_met_unrounded() -> None:
     found = program("conv_chain")
-    floor = found.cost(dict.fromkeys(movable(found), 1)).params
-    plan = MagnitudePruning(budget=Budget(params=floor, round_to="auto")).plan(found)
+    minimum = found.cost(dict.fromkeys(movable(found), 1)).params
+    plan = MagnitudePruning(budget=Budget(params=minimum, round_to="auto")).plan(found)
     assert set(plan.widths.values()) == {1}
 
 
@@ -278,7 +278,7 @@ def test_options_that_mean_nothing_are_refused(make: Any, words: str) -> None:
         (RandomPruning(0.5, round_to=64), "turn rounding off with round_to=1"),
         (
             MagnitudePruning(budget=Budget(flops=0.01, exclude="first.0.weight:out")),
-            r"floor of 0\.\d+ .* held by first.0 .*excluded by 'first.0.weight:out'",
+            r"minimum of 0\.\d+ .* held by first.0 .*excluded by 'first.0.weight:out'",
         ),
         (
             MagnitudePruning(budget=Budget(flops=0.1, max_ratio=0.2, min_units=3)),

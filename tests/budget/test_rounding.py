@@ -14,7 +14,7 @@ SPANS = st.sampled_from([1, 2, 3, 4, 6, 12, 32, 64])
 
 @st.composite
 def sizes(draw: st.DrawFn) -> tuple[int, int, int]:
-    """(plain, units, floor) with floor ≤ plain ≤ units."""
+    """(plain, units, least) with least ≤ plain ≤ units."""
     units = draw(st.integers(1, 600))
     plain = draw(st.integers(1, units))
     return plain, units, draw(st.integers(1, plain))
@@ -24,17 +24,17 @@ def sizes(draw: st.DrawFn) -> tuple[int, int, int]:
 def test_auto_takes_the_largest_multiple_that_changes_the_width_by_an_eighth(
     size: tuple[int, int, int], span: int
 ) -> None:
-    plain, units, floor = size
-    width, multiple = rounded(plain, units, floor, span, "auto")
+    plain, units, least = size
+    width, multiple = rounded(plain, units, least, span, "auto")
 
     if plain == units:
         assert (width, multiple) == (units, 0)
         return
-    assert floor <= width <= units
+    assert least <= width <= units
     assert width * span % multiple == 0
     assert 8 * abs(width - plain) * span <= plain * span
     for larger in (m for m in AUTO if m > multiple):
-        multiples = [w for w in range(floor, units + 1) if w * span % larger == 0]
+        multiples = [w for w in range(least, units + 1) if w * span % larger == 0]
         assert all(8 * abs(w - plain) > plain for w in multiples)
 
 
@@ -42,9 +42,9 @@ def test_auto_takes_the_largest_multiple_that_changes_the_width_by_an_eighth(
 def test_a_number_gives_its_nearest_multiple_or_leaves_the_group_whole(
     size: tuple[int, int, int], span: int, number: int
 ) -> None:
-    plain, units, floor = size
-    width, _ = rounded(plain, units, floor, span, number)
-    multiples = [w for w in range(floor, units + 1) if w * span % number == 0]
+    plain, units, least = size
+    width, _ = rounded(plain, units, least, span, number)
+    multiples = [w for w in range(least, units + 1) if w * span % number == 0]
 
     if plain == units or not multiples:
         assert width == units
@@ -55,8 +55,8 @@ def test_a_number_gives_its_nearest_multiple_or_leaves_the_group_whole(
 
 @given(sizes(), SPANS)
 def test_one_turns_rounding_off(size: tuple[int, int, int], span: int) -> None:
-    plain, units, floor = size
-    assert rounded(plain, units, floor, span, 1)[0] == plain
+    plain, units, least = size
+    assert rounded(plain, units, least, span, 1)[0] == plain
 
 
 @given(st.integers(1, 64), SPANS)
@@ -66,7 +66,7 @@ def test_a_step_is_the_fewest_units_that_make_the_multiple(multiple: int, span: 
 
 
 def test_of_two_equally_near_multiples_the_wider_is_taken() -> None:
-    assert nearest(72, units=128, floor=1, step=16) == 80
+    assert nearest(72, units=128, least=1, step=16) == 80
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -74,7 +74,7 @@ def test_inspect_shows_every_group(net: str) -> None:
 
     assert [group["name"] for group in found["groups"]] == [g.name for g in program.groups]
     assert found["groups"][0]["sites"] == [asdict(site) for site in program.groups[0].sites]
-    assert found["cost"] == {**asdict(program.cost()), "macs": program.cost().macs}
+    assert found["cost"] == program.cost().amounts
     assert found["dynamic"] == [{"0": "batch"}]
 
 

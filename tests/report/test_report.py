@@ -11,7 +11,7 @@ import pytest
 
 from fxcompress.errors import LoadError
 from fxcompress.report import Change, Check, FrozenGroup, GroupChange, PassRun, Report
-from fxcompress.report.text import WIDTH
+from fxcompress.report.tables import WIDTH
 
 SITES = ({"parameter": "stem.0.weight", "dim": 0, "role": "produce"},)
 
@@ -19,10 +19,12 @@ SITES = ({"parameter": "stem.0.weight", "dim": 0, "role": "produce"},)
 def example(groups: int = 2) -> Report:
     return Report(
         model="ResNet",
-        params=Change(1_000_000, 250_000),
-        flops=Change(8_000, 2_000),
-        macs=Change(4_000, 1_000),
-        bytes=Change(4_000_000, 1_000_000),
+        sizes={
+            "params": Change(1_000_000, 250_000),
+            "flops": Change(8_000, 2_000),
+            "macs": Change(4_000, 1_000),
+            "bytes": Change(4_000_000, 1_000_000),
+        },
         groups=tuple(
             GroupChange(f"layer{i}.<0>", "channels", Change(64, 64 - i), sites=SITES)
             for i in range(groups)

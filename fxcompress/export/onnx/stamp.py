@@ -82,14 +82,14 @@ def metadata_of(program: Exportable) -> dict[str, str]:
     """What is told of a program: version and, where it was compiled, recipe, parent and sizes.
 
     ``fxcompress.recipe`` is a JSON list of the passes, ``fxcompress.parent`` the digest of the
-    dense weights (see `fxcompress.graph.parameters`), and ``fxcompress.params``, ``.flops``,
-    ``.macs`` and ``.bytes`` are JSON objects with ``before`` and ``after``.
+    dense weights (see `fxcompress.graph.parameters`), and ``fxcompress.params``, ``.flops``
+    and so on for each quantity are JSON objects with ``before`` and ``after``.
     """
     told: dict[str, object] = {"version": __version__}
     if isinstance(program, Program):
         report = program.report
         told |= {"recipe": list(program.history), "parent": program.origin}
-        told |= {name: vars(getattr(report, name)) for name in ("params", "flops", "macs", "bytes")}
+        told |= {name: vars(change) for name, change in report.sizes.items()}
     return {
         _OURS + key: value if isinstance(value, str) else json.dumps(value)
         for key, value in told.items()

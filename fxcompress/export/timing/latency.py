@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fxcompress.export.timing.machine import Load, Machine
 from fxcompress.export.timing.statistics import Ratio, Spread, paired_ratio, spread
-from fxcompress.report.tables import rendered
+from fxcompress.report.tables import rendered, table
 
 _ENOUGH_CPU = 0.9
 
@@ -140,18 +140,16 @@ class BenchmarkResult:
 
     def table(self) -> Table:
         """The timings as a rich table."""
-        table = Table(title=f"Latency in milliseconds, {self.threads} thread(s)")
-        table.add_column("model")
-        table.add_column("runtime")
-        for heading in ("min", "p50", "p90", "IQR", "CPU p50"):
-            table.add_column(heading, justify="right")
-        table.add_column(f"against {self.timings[0].name}, 95 % interval")
+        figures = (">min", ">p50", ">p90", ">IQR", ">CPU p50")
+        versus = f"against {self.timings[0].name}, 95 % interval"
+        title = f"Latency in milliseconds, {self.threads} thread(s)"
+        made = table(title, "model", "runtime", *figures, versus)
         for timing in self.timings:
             wall = timing.wall
-            figures = (wall.min, wall.p50, wall.p90, wall.iqr, timing.cpu.p50)
+            times = (wall.min, wall.p50, wall.p90, wall.iqr, timing.cpu.p50)
             speedup = str(self.speedups.get(timing.name, ""))
-            table.add_row(timing.name, timing.runtime, *(f"{ms:.3f}" for ms in figures), speedup)
-        return table
+            made.add_row(timing.name, timing.runtime, *(f"{ms:.3f}" for ms in times), speedup)
+        return made
 
     def __str__(self) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in self.machine.versions.items())

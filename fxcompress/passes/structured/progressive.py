@@ -58,15 +58,15 @@ def _budget(budget: Budget, number: int, steps: int) -> Budget:
         raise PlanError(
             f"{', '.join(absolute)} of {budget!r} is an absolute number; give the share that stays"
         )
-    changes: dict[str, Any] = {
+    amounts = {
         # Down, so that the product of all steps is never above what was asked.
         name: floor(_DIGITS * (1 - _removed(1 - asked, number, steps))) / _DIGITS
         for name, asked in budget.asked.items()
     }
+    limits: dict[str, Any] = {"max_ratio": _spread(budget.max_ratio, number, steps)}
     if number < steps:
-        changes["round_to"] = "auto"  # the pass says so once
-    changes["max_ratio"] = _spread(budget.max_ratio, number, steps)
-    return replace(budget, **changes)
+        limits["round_to"] = "auto"  # the pass says so once
+    return budget.asking(amounts, **limits)
 
 
 def _removed(share: float, number: int, steps: int) -> float:
