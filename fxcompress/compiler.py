@@ -19,7 +19,8 @@ from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import Captured, DynamicSpec, Source, capture
 from fxcompress.edit.masks import masks_after
 from fxcompress.edit.plan import Plan
-from fxcompress.edit.rewrite import Kept, rewrite
+from fxcompress.edit.rewrite import rewrite
+from fxcompress.edit.widths import Kept
 from fxcompress.errors import CaptureError, PlanError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import has_values, names_of

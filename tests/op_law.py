@@ -22,7 +22,7 @@ from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Axes, Concat, Expr, Factor, leaves
 from fxcompress.axes.masks import stays
 from fxcompress.axes.transforms import Choice, Choices, select, transform
-from fxcompress.edit.rewrite import _mend, axis_choices
+from fxcompress.edit.widths import axis_choices, mend
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.parameters import find_tensor, set_tensor
 from fxcompress.graph.schema import operands_of
@@ -153,7 +153,7 @@ def _compare(module: CapturedModule, coupling: Coupling, choices: Choices, value
         masked[name] = tensor
         for mask in stays(axes, choices):
             masked[name] = masked[name].masked_fill(~mask, 0)
-    _mend(small, coupling, {factor: choice.width for factor, choice in choices.items()})
+    mend(small, coupling, {factor: choice.width for factor, choice in choices.items()})
     small.recompile()
     found, dense = run(small, cut), run(module, masked)
     for place, axes in _outputs(coupling):

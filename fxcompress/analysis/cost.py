@@ -8,15 +8,18 @@ factors' widths; `quantities` has what else may be counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from math import prod
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.analysis.quantities import PerIndex, Term, quantities
 from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.graph.captured import CapturedModule
-from fxcompress.graph.metadata import dynamic_dims, is_tensor
+from fxcompress.graph.metadata import dynamic_dims, is_tensor, shape_of
+from fxcompress.graph.parameters import names_of
+from fxcompress.graph.through import keeps
 from fxcompress.rules import Work
 
 
@@ -58,17 +61,33 @@ class Cost:
 
 @dataclass(frozen=True)
 class Stored:
-    """A parameter or buffer: its axes (none if the graph does not read it) and its size."""
+    """A parameter or buffer: its axes (none if the graph does not read it) and its size.
+
+    Attributes:
+        name: One of its names.
+        axes: Its axes.
+        numel: Its entries.
+        itemsize: Bytes of each.
+        trainable: Whether it counts among the parameters.
+        aliases: All its names.
+        packed: The bytes it takes where it is kept in another form.
+    """
 
     name: str
     axes: Axes
     numel: int
     itemsize: int
     trainable: bool
+    aliases: frozenset[str] = frozenset()
+    packed: int | None = None
 
     def term(self, each: int = 1) -> PerIndex:
         """`each` for every entry."""
         return PerIndex(each, self.axes) if self.axes else PerIndex(each * self.numel)
+
+    def size(self) -> PerIndex:
+        """Its bytes."""
+        return self.term(self.itemsize) if self.packed is None else PerIndex(self.packed)
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,15 @@ class CostModel:
 
         return Cost({q.name: total(q.terms) // q.unit for q in quantities().values()})
 
+    def keeping(self, stored: Mapping[str, int]) -> CostModel:
+        """The same where each given parameter takes so many bytes, kept in another form."""
+
+        def packed(one: Stored) -> Stored:
+            found = one.aliases & stored.keys()
+            return replace(one, packed=stored[min(found)]) if found else one
+
+        return replace(self, stored=tuple(map(packed, self.stored)))
+
 
 def cost_model(coupling: Coupling, module: CapturedModule, single: bool = False) -> CostModel:
     """The cost polynomials of a module; tensors registered under several names count once.
@@ -108,6 +136,7 @@ def cost_model(coupling: Coupling, module: CapturedModule, single: bool = False)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     tensors = parameters | dict(module.named_buffers(remove_duplicate=False))
     read = coupling.parameters.items()
+    names = names_of(module)
     axes = {id(tensors[name]): own for name, own in read if name in tensors}
     stored = {
         id(tensor): Stored(
@@ -116,8 +145,17 @@ def cost_model(coupling: Coupling, module: CapturedModule, single: bool = False)
             tensor.numel(),
             tensor.element_size(),
             tensor.requires_grad or name in parameters,
+            names[name],
         )
         for name, tensor in tensors.items()
+    }
+    # A parameter in another form lies in buffers, which have its bytes; it is one all the same.
+    stored |= {
+        id(module.get_submodule(str(node.target))): Stored(
+            str(node.target), (), prod(shape_of(node)), 0, True, packed=0
+        )
+        for node in module.graph.find_nodes(op="call_module")
+        if keeps(node)
     }
     batch = _free_batch(coupling, module) if single else {}
     return CostModel(coupling.work, tuple(stored.values()), batch)

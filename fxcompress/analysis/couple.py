@@ -21,6 +21,7 @@ from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.metadata import is_tensor, parameter_of, shape_of
 from fxcompress.graph.parameters import find_tensor, names_of
+from fxcompress.graph.through import keeps
 from fxcompress.probe import Prober
 from fxcompress.rules import Context, rule_for
 from fxcompress.rules.attempt import attempt
@@ -130,7 +131,11 @@ def _can_be_zeroed(ctx: Context, name: str) -> bool:
 
 
 def _reparametrized(ctx: Context, node: fx.Node) -> None:
-    """A parameter read through a module, which knows its shape."""
+    """A parameter read through a module, or kept in one, which knows its shape."""
+    if keeps(node):
+        words = f"{node.target} is kept in another form; finalize the program before it may shrink"
+        ctx.axes[node] = ctx.opaque(node, words)
+        return
     words = "read through a module; finalize the program before it may shrink"
     for operand in node.all_input_nodes:
         ctx.freeze(ctx.of(operand), node, words)

@@ -149,7 +149,7 @@ def _flops(model: CostModel) -> Iterable[Term]:
 
 
 def _bytes(model: CostModel) -> Iterable[Term]:
-    return (one.term(one.itemsize) for one in model.stored)
+    return (one.size() for one in model.stored)
 
 
 _REGISTRY: dict[str, Quantity] = {

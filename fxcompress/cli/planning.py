@@ -13,7 +13,7 @@ from fxcompress.analysis.cost import Cost
 from fxcompress.cli.answers import Tell
 from fxcompress.cli.views import cost_table, shapes
 from fxcompress.compiler import apply
-from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
+from fxcompress.edit.plan import Plan
 from fxcompress.program import Pass, Program
 from fxcompress.report.tables import table
 
@@ -95,7 +95,7 @@ def planned(program: Program, passes: Sequence[Pass], tell: Tell) -> Forecast:
         tell(f"{one}")
         plan = one.plan(program)
         steps.append(_step(one, plan))
-        after = program.cost(plan.widths)
+        after = program.cost.keeping(plan.stored)(plan.widths)
         if number < len(passes):
             program = apply(program, one, verify=False)
     return Forecast(model, tuple(steps), before, after, groups, inputs)
@@ -106,9 +106,4 @@ def _step(one: Pass, plan: Plan) -> Step:
         (group.name, group.kind, group.cells, group.units, width)
         for group, width in plan.widths.items()
     )
-    rewritten = tuple(_weight(edit) for edit in plan.edits if not isinstance(edit, Project))
-    return Step(repr(one), widths, rewritten, plan.notes)
-
-
-def _weight(edit: Replace | Reparametrize | Offset) -> str:
-    return edit.weight if isinstance(edit, Offset) else edit.parameter
+    return Step(repr(one), widths, plan.rewritten, plan.notes)

@@ -1,4 +1,4 @@
-"""Zeros that are for good: which entries of a parameter a pass has masked, and in what pattern.
+"""Permanent zeros over a plan: what stays masked, and in what pattern.
 
 A pass that removes units cuts the masks along. Where a pattern (2 of every 4 inputs, say) does not
 outlive the cut, or values are mixed so that zeros fill up, what was lost is told.
@@ -6,40 +6,19 @@ outlive the cut, or values are mixed so that zeros fill up, what was lost is tol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fxcompress.edit.plan import Masking, Pattern, Plan, Replace
+from fxcompress.edit.plan import Plan
 from fxcompress.edit.rewrite import Rewritten
+from fxcompress.edit.zeros import Masking as Masking
+from fxcompress.edit.zeros import Masks as Masks
+from fxcompress.edit.zeros import Zeros as Zeros
 from fxcompress.graph.captured import CapturedModule
-from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.through import modules_read, read_value
 
 _NAMED = 5
-
-
-@dataclass(frozen=True, eq=False)
-class Zeros:
-    """What is zero for good in a parameter.
-
-    Attributes:
-        mask: True where an entry may be non-zero, of the parameter's shape.
-        pattern: What the mask adheres to, if to anything.
-    """
-
-    mask: Tensor
-    pattern: Pattern | None = None
-
-    @property
-    def share(self) -> float:
-        """The share of entries that are zero for good."""
-        return 1 - float(self.mask.double().mean())
-
-
-Masks = Mapping[str, Zeros]
 
 
 def masks_after(known: Masks, plan: Plan, done: Rewritten) -> tuple[dict[str, Zeros], list[str]]:
@@ -50,15 +29,10 @@ def masks_after(known: Masks, plan: Plan, done: Rewritten) -> tuple[dict[str, Ze
         plan: What was done.
         done: What came of it.
     """
-    new = {
-        edit.parameter: Zeros(edit.mask, edit.pattern)
-        for edit in plan.edits
-        if isinstance(edit, Replace) and edit.mask is not None
-    }
     found: dict[str, Zeros] = {}
     filled, broken = [], []
-    for name, zeros in current_masks(done.module, {**known, **new}).items():
-        value = _read_value(done.module, name)
+    for name, zeros in current_masks(done.module, {**known, **plan.masks}).items():
+        value = read_value(done.module, name)
         if value is None:
             continue
         mask = _cut(zeros.mask, done.kept.get(name, ()))
@@ -76,32 +50,13 @@ def masks_after(known: Masks, plan: Plan, done: Rewritten) -> tuple[dict[str, Ze
 
 
 def current_masks(module: CapturedModule, known: Masks) -> dict[str, Zeros]:
-    """The masks known, and those of the modules through which parameters are read now."""
+    """The masks known, and those that modules have by now through which parameters are read."""
     found = dict(known)
-    for name, child in _readers(module).items():
+    for name, child in modules_read(module).items():
         if isinstance(child, Masking):
             mask, pattern = child.zeros()
             found[name] = Zeros(mask.detach().bool(), pattern)
     return found
-
-
-def _readers(module: CapturedModule) -> dict[str, nn.Module]:
-    """The small module through which each reparametrised parameter is read."""
-    found = {}
-    for node in module.graph.find_nodes(op="call_module"):
-        name = parameter_of(node.args[0]) if node.args else None
-        if name is not None:
-            found[name] = module.get_submodule(str(node.target))
-    return found
-
-
-def _read_value(module: CapturedModule, name: str) -> Tensor | None:
-    """What the graph reads as this parameter, if there is one."""
-    value, through = find_tensor(module, name), _readers(module).get(name)
-    if value is None or through is None:
-        return value
-    with torch.no_grad():
-        return through(value)  # type: ignore[no-any-return]
 
 
 def _cut(mask: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:

@@ -22,6 +22,7 @@ from fxcompress.graph.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.metadata import parameter_of
 from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
+from fxcompress.graph.through import keeps
 from fxcompress.graph.undeclared import written_unseen
 
 Called = TypeVar("Called", bound=nn.Module)
@@ -169,9 +170,12 @@ def _holds_a_graph(node: fx.Node) -> bool:
 
 
 def _buffers_of_modules(module: CapturedModule) -> frozenset[str]:
-    """The buffers of modules that the graph calls: a fake quantiser may move its range."""
+    """The buffers of modules that parameters are read through: a fake quantiser may move its range.
+    What a parameter is kept in is only read.
+    """
     names = names_of(module)
-    called = {str(node.target) for node in module.graph.find_nodes(op="call_module")}
+    calls = module.graph.find_nodes(op="call_module")
+    called = {str(node.target) for node in calls if not keeps(node)}
     return frozenset[str]().union(
         *(
             names[f"{path}.{name}"]

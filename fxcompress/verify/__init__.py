@@ -24,15 +24,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxcompress.analysis.coupling import Coupling
+from fxcompress.edit.context import Context
 from fxcompress.edit.finalize import finalize
-from fxcompress.edit.plan import Plan, Reparametrize
+from fxcompress.edit.plan import Plan
+from fxcompress.edit.proof import Proof, joined
 from fxcompress.errors import PlanError, VerificationError
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.parameters import has_values
 from fxcompress.report import NOT_RUN, Check
 from fxcompress.verify.compare import TOLERANCE, coarsest_dtype, distance, doubled
 from fxcompress.verify.draws import refuse_unequal_draws, unequal_draws
-from fxcompress.verify.reference import compared_by, kind_of, reference_of
+from fxcompress.verify.reference import compared_by, reference_of
 from fxcompress.verify.trial import Reference, Trial
 from fxcompress.verify.values import check_values
 from fxcompress.verify.zeroed import obstacle, zeroed_reference
@@ -52,11 +54,11 @@ def verify(
 
     The kind of the check names the proof: ``bit-identical`` (nothing was edited), ``zero-masked``
     (units were only selected), ``scattered`` (units were mixed by matrices), ``offset`` (constants
-    were added), ``reparametrized`` or ``replaced`` (parameters read as other values). Other edits
-    of the same plan are in the reference too; `Check.compared` tells all of them. Both run in
-    evaluation mode, whatever mode they are in. On the meta device nothing can be run, and the kind
-    says so. Parameters and buffers that no matrix mixed are
-    compared bit by bit.
+    were added), ``reparametrized``, ``decoded`` or ``replaced`` (parameters read as other values);
+    a kind of edit may have a name of its own. Other edits of the same plan are in the reference
+    too; `Check.compared` tells all of them. Both run in evaluation mode, whatever mode they are in.
+    On the meta device nothing can be run, and the kind says so. Parameters and buffers that no
+    matrix mixed are compared bit by bit.
 
     `Check.zeroed_error` is the error where the reference is the dense graph on parameters with
     zeros, None where that does not apply; `Check.compared` then says why.
@@ -69,31 +71,31 @@ def verify(
     """
     if not has_values(old):
         return Check(NOT_RUN, None, None, ok=True, compared="the meta device holds no values")
-    kind = kind_of(plan)
-    check_values(old, new, coupling, plan, kind)
-    proof = _Proof(_evaluating(old), _evaluating(new), coupling, plan, kind, args, kwargs)
-    reason = obstacle(coupling, plan) if kind == "zero-masked" else ""
+    context = Context(old, coupling)
+    proof = joined([edit.proof(context) for edit in plan.edits])
+    check_values(old, new, coupling, proof)
+    runs = _Comparison(_evaluating(old), _evaluating(new), coupling, proof, args, kwargs)
+    reason = obstacle(coupling, proof) if proof.kind == "zero-masked" else ""
     if reason is None:
-        result, reason = proof.by_zeroed_parameters()
+        result, reason = runs.by_zeroed_parameters()
     else:
-        result = proof.by_masks()
-    words = _finalized(new, plan)[1]
+        result = runs.by_masks()
+    words = _finalized(new, proof)[1]
     if reason is None:
         words = ", whose parameters alone are zero there" + words
     elif reason:
         words = f"; not with zeroed parameters: {reason}" + words
-    return replace(result, compared=compared_by(plan) + words)
+    return replace(result, compared=compared_by(proof) + words)
 
 
 @dataclass(frozen=True)
-class _Proof:
+class _Comparison:
     """What is compared: the two modules in evaluation mode, and the inputs they run on."""
 
     old: CapturedModule
     new: CapturedModule
     coupling: Coupling
-    plan: Plan
-    kind: str
+    proof: Proof
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
@@ -103,7 +105,7 @@ class _Proof:
         Raises:
             VerificationError: As `verify`.
         """
-        result = self._compared(zeroed_reference(self.old, self.coupling, self.plan))
+        result = self._compared(zeroed_reference(self.old, self.coupling, self.proof))
         if result.ok:
             return replace(result, zeroed_error=result.max_relative_error), None
         masked = self.by_masks()  # tells a fault of the pass from one of an axis rule
@@ -123,31 +125,33 @@ class _Proof:
         Raises:
             VerificationError: As `verify`.
         """
-        result = self._compared(reference_of(self.old, self.coupling, self.plan))
+        result = self._compared(reference_of(self.old, self.coupling, self.proof))
         if not result.ok:
             refuse_unequal_draws(self.old, self.new, self.args, self.kwargs)
             raise VerificationError(
-                f"{self.kind}: the outputs differ by {result.max_relative_error:.3g} (relative), "
-                f"allowed {result.tolerance}; "
+                f"{self.proof.kind}: the outputs differ by {result.max_relative_error:.3g} "
+                f"(relative), allowed {result.tolerance}; "
                 "this is a fault in an axis rule or in the pass, and the program was left as it was"
             )
         return result
 
     def _compared(self, reference: Reference) -> Check:
-        trial = Trial(reference, self.new, _finalized(self.new, self.plan)[0])
-        exact, coarsest = self.kind == "bit-identical", coarsest_dtype(self.old)
-        result = trial(self.args, self.kwargs, self.kind, 0.0 if exact else TOLERANCE[coarsest])
+        trial = Trial(reference, self.new, _finalized(self.new, self.proof)[0])
+        exact, coarsest = self.proof.kind == "bit-identical", coarsest_dtype(self.old)
+        result = trial(
+            self.args, self.kwargs, self.proof.kind, 0.0 if exact else TOLERANCE[coarsest]
+        )
         if result.ok or exact or coarsest != torch.float32:
             return result
         # Single precision may be at its end in a deep net; double precision tells rounding from a
         # wrong mapping.
         args, kwargs = pytree.tree_map_only(Tensor, doubled, (self.args, dict(self.kwargs)))
-        return trial.double()(args, kwargs, self.kind, _tolerance_in_double(self.kind, self.plan))
+        return trial.double()(args, kwargs, self.proof.kind, _tolerance_in_double(self.proof))
 
 
-def _finalized(new: CapturedModule, plan: Plan) -> tuple[CapturedModule | None, str]:
+def _finalized(new: CapturedModule, proof: Proof) -> tuple[CapturedModule | None, str]:
     """The new program finalised, where the plan reparametrises, and that in words."""
-    if not any(isinstance(edit, Reparametrize) for edit in plan.edits):
+    if not proof.finalizes:
         return None, ""
     try:
         return finalize(new), ", and with those of the new program once finalised"
@@ -155,13 +159,11 @@ def _finalized(new: CapturedModule, plan: Plan) -> tuple[CapturedModule | None, 
         return None, f"; not with the new program once finalised: {error}"
 
 
-def _tolerance_in_double(kind: str, plan: Plan) -> float:
+def _tolerance_in_double(proof: Proof) -> float:
     """Selected units have the very weights of the dense model. What a plan mixes, adds or computes
     has been rounded to single precision on the way into the program or the reference.
     """
-    computed = any(isinstance(edit, Reparametrize) for edit in plan.edits)
-    exact = kind in ("zero-masked", "replaced") and not computed
-    return TOLERANCE[torch.float64 if exact else torch.float32]
+    return TOLERANCE[torch.float32 if proof.rounded else torch.float64]
 
 
 def _evaluating(module: CapturedModule) -> CapturedModule:

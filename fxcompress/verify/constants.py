@@ -4,7 +4,8 @@ norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.coordinates import along, coordinates
 from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.axes.transforms import transform
-from fxcompress.edit.plan import Edit, Offset, Project
+from fxcompress.edit.proof import Proof
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import find_tensor
 from fxcompress.verify.masked import Addition
@@ -24,37 +25,33 @@ from fxcompress.verify.scatter import Scatter
 def additions(
     old: CapturedModule,
     coupling: Coupling,
-    edits: Sequence[Edit],
+    proof: Proof,
     scatter: Scatter,
     value_of: Callable[[str], Tensor],
 ) -> dict[str, list[Addition]]:
     """The constants of a plan, by the names of the nodes whose values take them."""
+    pairs = [
+        *(_offset(old, coupling, weight, value, scatter) for weight, value in proof.constants),
+        *(_shift(old, coupling, f, shift, scatter, value_of) for f, shift in proof.shifts),
+    ]
     found: dict[str, list[Addition]] = {}
-    for edit in edits:
-        if isinstance(edit, Offset):
-            pairs = _offset(old, coupling, edit, scatter)
-        elif isinstance(edit, Project) and edit.shift is not None:
-            pairs = _shift(old, coupling, edit, scatter, value_of)
-        else:
-            continue
-        for name, addition in pairs:
-            found.setdefault(name, []).append(addition)
+    for name, addition in chain.from_iterable(pairs):
+        found.setdefault(name, []).append(addition)
     return found
 
 
 def _offset(
-    old: CapturedModule, coupling: Coupling, edit: Offset, scatter: Scatter
+    old: CapturedModule, coupling: Coupling, name: str, value: Tensor, scatter: Scatter
 ) -> Iterator[tuple[str, Addition]]:
-    weight = find_tensor(old, edit.weight)
+    weight = find_tensor(old, name)
     assert weight is not None
-    dim = (
-        1 - weight.dim()
-    )  # of the outputs: the last one of a linear map, channels of a convolution
-    for call in _calls(old, edit.weight):
+    # Of the outputs: the last axis of what a linear map gives, the channels of a convolution.
+    dim = 1 - weight.dim()
+    for call in _calls(old, name):
         expr = coupling.axes[call.name][dim]
         own = {f: scatter.encoders[f] for f in leaves(expr) if f in scatter.encoders}
-        value = transform(edit.value.detach(), (expr,), [own])
-        shaped = value.reshape(-1, *(1,) * (-1 - dim))
+        scattered = transform(value, (expr,), [own])
+        shaped = scattered.reshape(-1, *(1,) * (-1 - dim))
         yield call.name, _constant(shaped)
 
 
@@ -70,7 +67,8 @@ def _calls(old: CapturedModule, weight: str) -> list[fx.Node]:
 def _shift(
     old: CapturedModule,
     coupling: Coupling,
-    edit: Project,
+    factor: Factor,
+    shift: Tensor,
     scatter: Scatter,
     value_of: Callable[[str], Tensor],
 ) -> Iterator[tuple[str, Addition]]:
@@ -79,8 +77,6 @@ def _shift(
     Such a node is linear in the units, so it is run on the constant and on zeros, both as wide as
     the dense model, and the difference is what the constant adds; also at the border of an image.
     """
-    factor, shift = edit.group.factor, edit.shift
-    assert shift is not None
     for node in old.graph.nodes:
         carrier = next((o for o in node.all_input_nodes if _carries(coupling, o, factor)), None)
         if carrier is None or node.op == "output" or _holds(coupling, node, factor):

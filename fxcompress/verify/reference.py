@@ -12,14 +12,13 @@ from torch import Tensor
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.transforms import Choices
-from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
+from fxcompress.edit.proof import Proof
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import find_tensor
 from fxcompress.verify.compare import doubled
 from fxcompress.verify.constants import additions
 from fxcompress.verify.masked import Addition, masked_forward
-from fxcompress.verify.scatter import mixes, scatter_of
-from fxcompress.verify.values import planned_values
+from fxcompress.verify.scatter import scatter_of
 
 
 @dataclass(frozen=True)
@@ -57,51 +56,23 @@ class Reference:
         return replace(self, old=old, values=values)
 
 
-def reference_of(old: CapturedModule, coupling: Coupling, plan: Plan) -> Reference:
-    """Carry out `plan` on the dense graph, without the rewriter."""
-    values = planned_values(old, plan)
+def reference_of(old: CapturedModule, coupling: Coupling, proof: Proof) -> Reference:
+    """Carry out a plan on the dense graph, as its proof says, without the rewriter."""
 
     def value_of(name: str) -> Tensor:
-        value = values.get(name)
+        value = proof.reads.get(name)
         value = find_tensor(old, name) if value is None else value
         assert value is not None
         return value
 
-    scatter = scatter_of([edit for edit in plan.edits if isinstance(edit, Project)])
+    scatter = scatter_of(proof.projects)
     with torch.no_grad():
-        added = additions(old, coupling, plan.edits, scatter, value_of)
+        added = additions(old, coupling, proof, scatter, value_of)
         mixed = scatter.parameters(coupling, value_of)
-    return Reference(old, coupling, scatter.places, values | mixed, added)
+    return Reference(old, coupling, scatter.places, {**proof.reads, **mixed}, added)
 
 
-def kind_of(plan: Plan) -> str:
-    """The name of the proof: of the edit that changes most."""
-    projects = [edit for edit in plan.edits if isinstance(edit, Project)]
-    if any(mixes(edit) for edit in projects):
-        return "scattered"
-    if projects:
-        return "zero-masked"
-    kinds = {type(edit) for edit in plan.edits}
-    names = {Offset: "offset", Reparametrize: "reparametrized", Replace: "replaced"}
-    return next((name for kind, name in names.items() if kind in kinds), "bit-identical")
-
-
-def compared_by(plan: Plan) -> str:
+def compared_by(proof: Proof) -> str:
     """What was compared, in words."""
-    count = Counter(_what(edit) for edit in plan.edits)
-    count["constants seen by consumers"] = sum(
-        isinstance(edit, Project) and edit.shift is not None for edit in plan.edits
-    )
-    parts = [f"{what} ({number})" for what, number in count.items() if number]
+    parts = [f"{what} ({number})" for what, number in Counter(proof.words).items()]
     return "outputs with those of the dense graph" + (f" with {', '.join(parts)}" if parts else "")
-
-
-def _what(edit: object) -> str:
-    if isinstance(edit, Project):
-        return "scattered units" if mixes(edit) else "zero-masked units"
-    names: dict[type, str] = {
-        Offset: "added offsets",
-        Reparametrize: "finalised values",
-        Replace: "replaced values",
-    }
-    return names[type(edit)]

@@ -78,7 +78,7 @@ def scatter_of(projects: Sequence[Project]) -> Scatter:
     places: dict[Factor, Choice] = {}
     encoders: dict[Factor, Choice] = {}
     decoders: dict[Factor, Choice] = {}
-    mixed = {edit.group.factor for edit in projects if mixes(edit)}
+    mixed = {edit.group.factor for edit in projects if edit.mixes}
     for edit in projects:
         factor, over = edit.group.factor, edit.group.over
         if edit.encoder.selects and not mixed.isdisjoint(over):
@@ -91,11 +91,6 @@ def scatter_of(projects: Sequence[Project]) -> Scatter:
         if edit.decode is not None:
             decoders[factor] = _square(edit.decode.mT, index, over)
     return Scatter(places, encoders, decoders)
-
-
-def mixes(edit: Project) -> bool:
-    """Whether a matrix mixes units, for what produces or for what consumes them."""
-    return not edit.encoder.selects or edit.decode is not None
 
 
 def _as_matrices(edit: Project) -> Project:

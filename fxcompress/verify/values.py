@@ -11,74 +11,47 @@ from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Axes, leaves
 from fxcompress.axes.masks import kept_shape, stays, take
 from fxcompress.axes.transforms import Choices
-from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
+from fxcompress.edit.proof import Proof
 from fxcompress.errors import VerificationError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import find_tensor, names_of
+from fxcompress.graph.parameters import find_tensor, names_of, read_tensor
+from fxcompress.graph.through import read_value
 from fxcompress.verify.scatter import contracts
 
 
-def planned_values(old: CapturedModule, plan: Plan) -> dict[str, Tensor]:
-    """What the dense graph reads where the plan gives new values, under every name of a tensor.
-
-    A reparametrised parameter is the value its module gives: as it is once finalised.
-    """
-    names = names_of(old)
-    found: dict[str, Tensor] = {}
-    for edit in plan.edits:
-        if isinstance(edit, Replace):
-            before = find_tensor(old, edit.parameter)
-            assert before is not None
-            value = edit.value.detach().to(before.device, before.dtype)
-            found |= dict.fromkeys(names[edit.parameter], value)
-        elif isinstance(edit, Reparametrize):
-            found[edit.parameter] = _through(old, edit)
-    return found
-
-
-def _through(old: CapturedModule, edit: Reparametrize) -> Tensor:
-    before = find_tensor(old, edit.parameter)
-    assert before is not None
-    modes = [(part, part.training) for part in edit.module.modules()]
-    try:
-        with torch.no_grad():
-            value: Tensor = edit.module.eval()(before)
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    return value.detach().clone()
-
-
 def check_values(
-    old: CapturedModule, new: CapturedModule, coupling: Coupling, plan: Plan, kind: str
+    old: CapturedModule, new: CapturedModule, coupling: Coupling, proof: Proof
 ) -> None:
     """Compare the new program's own tensors with what the plan says of them, bit by bit.
 
-    A replaced parameter holds the plan's value and zeros where the mask has them, what a selection
-    leaves is as it was, and what no edit names is untouched. Left to the comparison of outputs:
-    tensors that matrices mix, units that were put in another order, and biases and norms beside
-    the constants of the plan.
+    A replaced parameter holds the plan's value, a stored one the plan's parts, masked entries are
+    read as zero, what a selection leaves is as it was, and what no edit names is untouched. Left to
+    the comparison of outputs: tensors that matrices mix, units that were put in another order, and
+    biases and norms beside the constants of the plan.
 
     Raises:
         VerificationError: A tensor holds something else; with its name.
     """
-    values = {n: v for n, v in planned_values(old, plan).items() if n not in _reparametrized(plan)}
-    places = {e.group.factor: e.encoder for e in plan.edits if isinstance(e, Project)}
-    open_, names = _left_to_outputs(old, new, coupling, plan), names_of(old)
-    for name, before in _tensors(old):
+    places = {e.group.factor: e.encoder for e in proof.projects}
+    open_, names = _left_to_outputs(old, new, coupling, proof), names_of(old)
+    held = {**dict(_tensors(old)), **proof.holds}
+    for name, value in held.items():
         after = find_tensor(new, name)
-        if name in open_ or after is None:
+        if name in open_ or (after is None and name in names):
             continue
-        analysed = next((n for n in names[name] if n in coupling.parameters), "")
+        analysed = next((n for n in names.get(name, ()) if n in coupling.parameters), "")
         axes = coupling.parameters.get(analysed, ())
-        wanted = _kept(values.get(name, before), axes, places)
-        if not same_bits(after, wanted):
-            raise VerificationError(
-                f"{kind}: {name} of shape {tuple(after.shape)} does not hold what the plan says; "
-                "this is a fault in the rewriter, and the program was left as it was"
-            )
-    _check_masks(new, plan, kind)
+        if after is None or not same_bits(after, _kept(value, axes, places)):
+            raise _wrong(proof, f"{name} does not hold what the plan says")
+    _check_bounds(old, proof)
+    _check_masks(new, proof)
+
+
+def _wrong(proof: Proof, what: str) -> VerificationError:
+    return VerificationError(
+        f"{proof.kind}: {what}; this is a fault in the rewriter, and the program was left as it was"
+    )
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -96,11 +69,6 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def _reparametrized(plan: Plan) -> set[str]:
-    """The parameter itself stays as it is: its module stands between it and the graph."""
-    return {edit.parameter for edit in plan.edits if isinstance(edit, Reparametrize)}
-
-
 def _kept(value: Tensor, axes: Axes, places: Choices) -> Tensor:
     """The entries at the places that stay, in their order."""
     own = {f: c for expr in axes for f in leaves(expr) if (c := places.get(f)) is not None}
@@ -109,10 +77,10 @@ def _kept(value: Tensor, axes: Axes, places: Choices) -> Tensor:
 
 
 def _left_to_outputs(
-    old: CapturedModule, new: CapturedModule, coupling: Coupling, plan: Plan
+    old: CapturedModule, new: CapturedModule, coupling: Coupling, proof: Proof
 ) -> set[str]:
     """The names of tensors whose bits the plan does not tell."""
-    projects = [edit for edit in plan.edits if isinstance(edit, Project)]
+    projects = proof.projects
     ordered = {e.group.factor for e in projects if e.encoder.selects and _ascends(e.encode)}
     decoded = {e.group.factor for e in projects if e.decode is not None}
     found = {
@@ -123,8 +91,8 @@ def _left_to_outputs(
         if factor in {e.group.factor for e in projects} - ordered
         or (factor in decoded and contracts(coupling, name, dim, factor))
     }
-    weights = {edit.weight for edit in plan.edits if isinstance(edit, Offset)}
-    shifted = {e.group.factor for e in projects if e.shift is not None}
+    weights = {weight for weight, _ in proof.constants}
+    shifted = {factor for factor, _ in proof.shifts}
     weights |= {
         name
         for name, axes in coupling.parameters.items()
@@ -132,7 +100,7 @@ def _left_to_outputs(
         if any(contracts(coupling, name, dim, f) for f in shifted.intersection(leaves(expr)))
     }
     gone = {name for name, _ in _tensors(old) if find_tensor(new, name) is None}
-    found |= set(_beside(old, weights | gone))
+    found |= set(_beside(old, weights | (gone - proof.bounds.keys())))
     names = names_of(old)
     return {other for name in found for other in names.get(name, ())}
 
@@ -155,15 +123,28 @@ def _beside(old: CapturedModule, weights: Collection[str]) -> Iterator[str]:
             yield str(name)
 
 
-def _check_masks(new: CapturedModule, plan: Plan, kind: str) -> None:
-    for edit in plan.edits:
-        if not isinstance(edit, Replace) or edit.mask is None:
-            continue
-        value = find_tensor(new, edit.parameter)
-        if value is None or value.shape != edit.mask.shape:
-            continue  # the units that stay were compared with the plan's values
-        if bool(value.detach()[~edit.mask.to(value.device).bool()].any()):
+def _check_bounds(old: CapturedModule, proof: Proof) -> None:
+    """What is read of a stored parameter is near what it was, and zero where it was zero."""
+    for name, bound in proof.bounds.items():
+        before, value = read_tensor(old, name), proof.reads[name]
+        gap = (value.double() - before.double()).abs()
+        if not bool((gap <= bound.to(gap)).all()):
             raise VerificationError(
-                f"{kind}: {edit.parameter} is not zero everywhere where the mask of the plan is; "
-                "this is a fault in the rewriter, and the program was left as it was"
+                f"{proof.kind}: an entry of {name} is {float(gap.max()):.3g} from what it was, and "
+                f"its codec says at most {float(bound.max()):.3g}; encode the values that the "
+                "parameter has, or mend the codec's `bound`"
             )
+        if bool(value[before == 0].any()):
+            raise VerificationError(
+                f"{proof.kind}: {name} is not zero everywhere where it was zero; "
+                "a codec keeps zeros, so mend its `encode`"
+            )
+
+
+def _check_masks(new: CapturedModule, proof: Proof) -> None:
+    for name, zeros in proof.masks.items():
+        value = read_value(new, name)
+        if value is None or value.shape != zeros.mask.shape:
+            continue  # the units that stay were compared with the plan's values
+        if bool(value.detach()[~zeros.mask.to(value.device).bool()].any()):
+            raise _wrong(proof, f"{name} is not zero everywhere where the mask of the plan is")

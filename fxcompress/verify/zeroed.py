@@ -19,25 +19,25 @@ from torch import Tensor, fx, nn
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.coordinates import along, cell_numbers, coordinates, occurrences
 from fxcompress.axes.expressions import Axes, Factor, leaves
-from fxcompress.edit.plan import Offset, Plan, Project
+from fxcompress.edit.plan import Project
+from fxcompress.edit.proof import Proof
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import names_of
 from fxcompress.graph.state import copies, forked, isolated, written_tensors
 from fxcompress.verify.compare import doubled
 from fxcompress.verify.masked import flat_inputs
-from fxcompress.verify.values import planned_values
 
 
-def obstacle(coupling: Coupling, plan: Plan) -> str | None:
+def obstacle(coupling: Coupling, proof: Proof) -> str | None:
     """Why zeros in parameters are not the same as what the plan does, in words; None if they are.
 
     They are where units are only selected and nothing is known to mix along them: what mixes
     (a norm, a mean), or makes something of zeros that is summed, sees the units that left.
     """
-    projects = [edit for edit in plan.edits if isinstance(edit, Project)]
+    projects = proof.projects
     if not all(edit.selects for edit in projects):
         return "units are mixed"
-    if any(isinstance(edit, Offset) for edit in plan.edits):
+    if proof.constants:
         return "constants are added"
     mixed = [e.group for e in projects if e.group.factor in coupling.inexact and not _keeps_all(e)]
     if not mixed:
@@ -92,10 +92,10 @@ class ZeroedReference:
         return value
 
 
-def zeroed_reference(old: CapturedModule, coupling: Coupling, plan: Plan) -> ZeroedReference:
+def zeroed_reference(old: CapturedModule, coupling: Coupling, proof: Proof) -> ZeroedReference:
     """The reference of a plan for which there is no `obstacle`."""
-    edits = {edit.group.factor: edit for edit in plan.edits if isinstance(edit, Project)}
-    return ZeroedReference(old, coupling, edits, planned_values(old, plan))
+    edits = {edit.group.factor: edit for edit in proof.projects}
+    return ZeroedReference(old, coupling, edits, proof.reads)
 
 
 class _Zeroed(fx.Interpreter):

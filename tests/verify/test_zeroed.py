@@ -18,9 +18,12 @@ from torch.fx import Interpreter
 
 import fxcompress as fx
 from fxcompress.analysis import couple as coupling
+from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes import transforms as projection
 from fxcompress.edit import finalize
+from fxcompress.edit.context import Context
 from fxcompress.edit.plan import Plan, Project, Reparametrize, Replace
+from fxcompress.edit.proof import Proof
 from fxcompress.graph.state import run_alone
 from fxcompress.program import Program
 from fxcompress.report import Check, Report
@@ -156,15 +159,19 @@ def test_new_values_are_put_in_before_the_zeros() -> None:
     assert check.zeroed_error <= ROUNDING
 
 
+def proof_of(dense: Program, group: ChannelGroup, kept: Tensor) -> Proof:
+    return Project(group, kept).proof(Context(dense.module, dense.analysis.coupling))
+
+
 def test_what_is_mixed_along_and_keeps_all_its_units_is_no_obstacle() -> None:
     dense = program("mlp")
     group = dense.groups[0]
     every = torch.arange(group.units)
     mixed = {group.factor: ("mean (at mean)",)}
     known = replace(dense.analysis.coupling, inexact=mixed)
-    assert obstacle(known, Plan((Project(group, every),))) is None
+    assert obstacle(known, proof_of(dense, group, every)) is None
     for index in (every[1:], every.flip(0)):
-        words = obstacle(known, Plan((Project(group, index),)))
+        words = obstacle(known, proof_of(dense, group, index))
         assert words == f"1 of 1 groups are not exact, such as {group}: mean (at mean)"
 
 

@@ -13,8 +13,8 @@ from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.arguments import Seed
 from fxcompress.axes.transforms import unit_rows
 from fxcompress.budget import Sizing
-from fxcompress.edit.check import tied_axis
 from fxcompress.edit.plan import Edit, Plan, Project, Replace
+from fxcompress.edit.project import tied_axis
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.layers.weights import Producer, Rows, consumers, entries, producers
 from fxcompress.passes.folding.clusters import LINKAGES, merge_costs

@@ -215,7 +215,7 @@ def test_merged_query_and_key_dims_give_the_mean_query_with_the_sum_of_keys() ->
     found = fx.compile(net, (torch.randn(2, 5, 6, dtype=torch.float64),))
     (group,) = (each for each in found.groups if each.kind == "qk")
     merge = _Merge(Folding(ratio=0.5))
-    encode = merge.edits(found, group, torch.arange(2))[-1].encode  # type: ignore[union-attr]
+    encode = merge.edits(found, group, torch.arange(2))[-1].projects[0].encode
     small = folded(found, group, 2)
     members = (encode > 0).double()
     product = small.q.weight.T @ small.k.weight
