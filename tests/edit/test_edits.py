@@ -1,0 +1,108 @@
+"""What an edit gives is all that the rest of the compiler asks for: a kind that nobody knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fx
+from fxcompress.edit.context import Context
+from fxcompress.edit.plan import Edit, Plan
+from fxcompress.edit.proof import Proof
+from fxcompress.edit.zeros import Masks, Zeros
+from fxcompress.program import Program
+from programs import program
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Edit):
+    """A parameter is multiplied by a number, and its first row becomes zero for good."""
+
+    parameter: str
+    factor: float
+    applied: float | None = None  # what a faulty application multiplies by
+
+    @property
+    def target(self) -> str:
+        return self.parameter
+
+    @property
+    def owns(self) -> str:
+        return self.parameter
+
+    @property
+    def masks(self) -> Masks:
+        shape = program("mlp").module.get_parameter(self.parameter).shape
+        mask = torch.ones(shape, dtype=torch.bool)
+        mask[0] = False
+        return {self.parameter: Zeros(mask)}
+
+    def check(self, context: Context) -> None:
+        if self.factor == 0:
+            raise fx.PlanError(f"{self.parameter}: a factor of 0 leaves nothing")
+
+    def apply(self, context: Context) -> None:
+        scale = self.factor if self.applied is None else self.applied
+        context.replace(self.parameter, self._scaled(context, scale))
+
+    def proof(self, context: Context) -> Proof:
+        value = self._scaled(context, self.factor)
+        held = {self.parameter: value}
+        return Proof(kind="scaled", words=("scaled values",), reads=held, holds=held)
+
+    def _scaled(self, context: Context, factor: float) -> Tensor:
+        value = context.tensor(self.parameter) * factor
+        value[0] = 0
+        return value
+
+
+@dataclass(frozen=True)
+class Just:
+    """A pass with these edits."""
+
+    edits: Callable[[Program], Any]
+
+    def plan(self, found: Program) -> Plan:
+        return Plan(tuple(self.edits(found)))
+
+
+def test_a_kind_of_edit_of_ones_own_is_compiled_proved_and_saved(tmp_path: Path) -> None:
+    dense = program("mlp")
+    new = fx.apply(dense, Just(lambda _: [Scale("second.weight", 2.0)]))
+    check = new.report.checks[-1]
+    assert (check.kind, check.ok, "scaled values (1)" in check.compared) == ("scaled", True, True)
+    assert new.sparsity["second.weight"] == pytest.approx(1 / 11)
+    assert new.report.sparse[0].name == "second.weight"
+    new.save(tmp_path / "scaled.fxc")
+    loaded = fx.load(tmp_path / "scaled.fxc")
+    torch.testing.assert_close(loaded(*new.args), new(*new.args), rtol=0, atol=0)
+    assert loaded.sparsity == new.sparsity
+
+
+def test_it_stands_beside_a_projection_and_is_cut_with_it() -> None:
+    dense = program("mlp")
+    kept = torch.arange(1, 7, 2)
+    edits = [fx.Project(dense.group("first"), kept), Scale("second.weight", 2.0)]
+    new = fx.apply(dense, Just(lambda _: edits))
+    assert new.report.checks[-1].kind == "zero-masked"
+    wanted = 2 * dense.module.get_parameter("second.weight").detach()[:, kept]
+    torch.testing.assert_close(new.module.get_parameter("second.weight")[1:], wanted[1:])
+
+
+def test_what_it_does_is_held_against_what_it_says() -> None:
+    faulty = Just(lambda _: [Scale("second.weight", 2.0, applied=2.001)])
+    with pytest.raises(fx.VerificationError, match=r"scaled: second\.weight"):
+        fx.apply(program("mlp"), faulty)
+
+
+def test_its_own_refusal_comes_before_anything_is_edited() -> None:
+    with pytest.raises(fx.PlanError, match="factor of 0"):
+        fx.apply(program("mlp"), Just(lambda _: [Scale("second.weight", 0.0)]))
+    with pytest.raises(fx.PlanError, match="edited twice"):
+        fx.apply(program("mlp"), Just(lambda _: [Scale("second.weight", 2.0)] * 2))
