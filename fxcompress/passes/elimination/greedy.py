@@ -11,8 +11,9 @@ from torch import Tensor
 from fxcompress.arguments import Data, Index, NotNegative, checked
 from fxcompress.errors import PlanError
 from fxcompress.passes.elimination.definition import Trail, authors, refit
-from fxcompress.passes.elimination.lazy import Removals, spread
+from fxcompress.passes.elimination.lazy import spread
 from fxcompress.passes.elimination.pivoted import pivoted
+from fxcompress.passes.elimination.removals import Removals
 from fxcompress.passes.elimination.scores import inverse, scores
 from fxcompress.passes.elimination.vectors import SAFE, Elimination, Vectors
 

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.errors import PlanError
-
-WIDTH = 256
-"""How many columns of downdates are applied at once."""
+from fxcompress.passes.elimination.removals import BlockRemovals, Removals
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +140,8 @@ class _Map:
         self.weight, self.units = 1 / system.energy, units
         self.joint = len(inverse) == 1
         count = units * (cells if self.joint else 1)
-        pairs = zip(inverse, columns, strict=True)
+        # M is symmetric, and LAPACK's columns are rows of its transpose.
+        pairs = zip(inverse.mT, columns, strict=True)
         self.blocks = [_Block(matrix, own, count, updates) for matrix, own in pairs]
 
     def _block(self, cell: int) -> tuple[_Block, int]:
@@ -152,7 +151,7 @@ class _Map:
     def damage(self, cell: int) -> Tensor:
         """What removing each unit of a cell costs; of one that is gone it means nothing."""
         block, start = self._block(cell)
-        return block.damage(slice(start, start + self.units)) * self.weight
+        return block.damage(start, start + self.units) * self.weight
 
     def remove(self, cell: int, unit: int) -> None:
         """Take a unit out, and give the others its share."""
@@ -163,76 +162,31 @@ class _Map:
 class _Block:
     """An inverse Gram matrix M and the weights V while units, each a few rows, are removed.
 
-    Removing the rows i is M -= w wᵀ and V -= w c, with w = M_:i L⁻ᵀ, c = L⁻¹ V_i and M_ii = L Lᵀ.
-    The products are put off until `WIDTH` columns of w have come together and then applied as one,
-    to what is left; of M only the diagonal blocks are always up to date, and of V the products
-    V_j V_jᵀ, which is all that the damage tr(M_jj⁻¹ V_j V_jᵀ) asks for.
+    Removing the rows i is V -= M_:i (M_ii)⁻¹ V_i; or else the weights stay as they were.
     """
 
     def __init__(self, inverse: Tensor, columns: Tensor, count: int, updates: bool) -> None:
-        self.inverse, self.columns, self.updates = inverse, columns, updates
-        self.rows = torch.arange(len(inverse), device=inverse.device).unflatten(0, (count, -1))
-        self.alive = torch.ones(count, dtype=torch.bool, device=inverse.device)
-        own = columns[self.rows]
-        self.products = own @ own.mT
-        self.corners = inverse[self.rows.unsqueeze(2), self.rows.unsqueeze(1)]
-        self.left, self.right = inverse.new_empty(0, 0), columns.new_empty(0, 0)
-        self._clear()
+        own: Tensor = columns.unflatten(0, (count, -1))
+        self.left: Removals | BlockRemovals
+        if own.shape[1] == 1:
+            self.left = Removals(inverse, columns @ columns.mT if updates else None)
+            self.products = own.square().sum((1, 2))
+        else:
+            self.left = BlockRemovals(inverse, columns.clone() if updates else None, own.shape[1])
+            self.products = own @ own.mT
+        self.updates = updates
 
-    def damage(self, units: slice) -> Tensor:
-        """tr(V_iᵀ (M_ii)⁻¹ V_i) of every unit."""
-        corners, products = self.corners[units], self.products[units]
-        if corners.shape[1] == 1:
-            return (products / corners.clamp(min=1e-300)).flatten()
-        solved: Tensor = torch.linalg.solve(corners, products)
-        return solved.diagonal(dim1=1, dim2=2).sum(1)
+    def damage(self, start: int, stop: int) -> Tensor:
+        """tr(V_iᵀ (M_ii)⁻¹ V_i) of the units from `start` to `stop`."""
+        units = self.left.units
+        held = slice(*torch.searchsorted(units, units.new_tensor([start, stop])).tolist())
+        own = None if self.updates else self.products[units[held]]
+        found = self.products.new_zeros(stop - start)
+        found[units[held] - start] = self.left.damages(held, own)
+        return found
 
     def remove(self, unit: int) -> None:
         """Take the rows of a unit out, and give the others their share."""
-        at = self.rows[unit]
-        left, right = self.left[:, : self.done], self.right[: self.done]
-        across = self.inverse[at].T - left @ left[at].T
-        factor = torch.linalg.cholesky(across[at])
-        step = torch.linalg.solve_triangular(factor, across.T, upper=False).T
-        blocks = step[self.rows] * self.alive[:, None, None]
-        if self.updates:
-            now = self.columns[at] - left[at] @ right
-            change = torch.linalg.solve_triangular(factor, now, upper=False)
-            self._update_products(blocks, change)
-            self.right[self.done : self.done + len(at)] = change
-        self.corners -= blocks @ blocks.mT
-        self.left[:, self.done : self.done + len(at)] = step
-        self.done += len(at)
-        self._forget(unit)
-
-    def _update_products(self, blocks: Tensor, change: Tensor) -> None:
-        """V_j V_jᵀ of every unit after V_j -= w_j c."""
-        left, right = self.left[:, : self.done], self.right[: self.done]
-        given = self.columns @ change.T - left @ (right @ change.T)
-        cross = blocks @ given[self.rows].mT
-        self.products += blocks @ (change @ change.T) @ blocks.mT - cross - cross.mT
-
-    def _forget(self, unit: int) -> None:
-        self.alive[unit] = False
-        self.products[unit] = 0
-        self.corners[unit] = torch.eye(self.corners.shape[1]).to(self.corners)
-        if self.done + self.rows.shape[1] > self.left.shape[1]:
-            self._apply()
-
-    def _apply(self) -> None:
-        """Bring what is left up to date, and drop what is gone."""
-        stay = self.rows[self.alive].flatten()
-        left = self.left[stay, : self.done]
-        self.inverse = self.inverse[stay][:, stay].addmm_(left, left.T, alpha=-1)
-        self.columns = self.columns[stay].addmm_(left, self.right[: self.done], alpha=-1)
-        self.rows[self.alive] = torch.arange(len(stay), device=stay.device).reshape(
-            -1, self.rows.shape[1]
-        )
-        self.rows[~self.alive] = 0  # of no matter; they only have to lie inside
-        self._clear()
-
-    def _clear(self) -> None:
-        width = max(WIDTH, self.rows.shape[1])
-        self.left = self.inverse.new_zeros(len(self.inverse), width)
-        self.right = self.columns.new_zeros(width, self.columns.shape[1])
-        self.done = 0
+        if self.left.full:
+            self.left.carry_out()
+        self.left.remove(int(torch.searchsorted(self.left.units, unit)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxcompress.passes.least_squares import solve
+from fxcompress.passes.elimination import lazy
 from fxcompress.passes.least_squares.solve import Greedy, System
 
 
@@ -24,7 +24,7 @@ def test_greedy_is_the_cheapest_refit_at_every_step(
     """Its damage is what refitting on the rest costs, from scratch, in two maps; or what removing
     one unit costs with the weights of the others as they were. However many downdates are put off.
     """
-    monkeypatch.setattr(solve, "WIDTH", width)
+    monkeypatch.setattr(lazy, "BLOCK", width)
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     n = 4 * places * cells // blocks
     systems = []
