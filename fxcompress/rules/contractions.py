@@ -28,6 +28,7 @@ class Multiplied:
         present: Every operand with its number and its pattern.
         output: The pattern of the output.
         sizes: The sizes of the letters that stand in products.
+        counts: How many axes each letter stands for.
         added: The numbers of operands that are added to the product.
         routing: The numbers of operands that say which rows meet which part of the weight.
         window: Of a convolution.
@@ -36,6 +37,7 @@ class Multiplied:
     present: Present
     output: Pattern
     sizes: Mapping[str, int]
+    counts: Mapping[str, int]
     added: tuple[int, ...]
     routing: tuple[int, ...]
     window: Window | None
@@ -49,7 +51,7 @@ def contract(ctx: Context, node: fx.Node, weight: int, call: Multiplied) -> None
     if any(_repeats(pattern) for *_, pattern in call.present):
         return
     operands = {number: operand for number, operand, _ in call.present}
-    output = letters_by_axis(call.output, len(ctx.shape(node)))
+    output = letters_by_axis(call.output, len(ctx.shape(node)), call.counts)
     lettered = {
         number: letters_by_axis(pattern, len(ctx.shape(operand)))
         for number, operand, pattern in call.present

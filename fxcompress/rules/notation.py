@@ -136,7 +136,8 @@ class NotationRule:
             return
         sizes = {letter: axes[0].size for letter, axes in values.items() if len(axes) == 1}
         window = self.window(arguments(node)) if self.window else None
-        call = Multiplied(present, output, sizes, self.plus, self.beside, window)
+        counts = {letter: len(axes) for letter, axes in values.items()}
+        call = Multiplied(present, output, sizes, counts, self.plus, self.beside, window)
         for number in found:
             contract(ctx, node, number, call)
 
@@ -151,7 +152,8 @@ class NotationRule:
             holders = [op for n, op, p in present if letter in letters(p) and n not in self.plus]
             weighed = any(ctx.sources.get(operand) for operand in holders)
             twice = any(list(pattern).count(letter) > 1 for _, _, pattern in present)
-            if twice or (len(holders) > 1 and (letter in kept or not weighed)):
+            alone = len(holders) == 1 and letter not in kept  # its units are added up
+            if twice or alone or (len(holders) > 1 and (letter in kept or not weighed)):
                 ctx.nonlinearity(values[letter], node, str(node.target))
             if letter not in kept:
                 ctx.sums(node, values[letter], holders)

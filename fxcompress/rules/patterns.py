@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 
 from torch import fx
 
@@ -48,18 +50,26 @@ def is_star(item: Item) -> bool:
     return isinstance(item, str) and item.startswith("*")
 
 
-def letters_by_axis(pattern: Pattern, rank: int) -> tuple[tuple[str, ...], ...]:
+def letters_by_axis(
+    pattern: Pattern, rank: int, counts: Mapping[str, int] = MappingProxyType({})
+) -> tuple[tuple[str, ...], ...]:
     """The letters of every axis of a tensor with this many.
 
     A letter for any number of axes becomes one for each, numbered from the right as they broadcast.
 
+    Args:
+        pattern: The tensor's.
+        rank: How many axes it has.
+        counts: How many axes the letters stand for; needed where there are several such.
+
     >>> letters_by_axis(("*b", ("g", "i")), 3)
     (('*b2',), ('*b1',), ('g', 'i'))
     """
-    rest = rank - sum(not is_star(item) for item in pattern)
+    stars = sum(map(is_star, pattern))
     found: list[tuple[str, ...]] = []
     for item in pattern:
-        if is_star(item):
+        if isinstance(item, str) and is_star(item):
+            rest = counts[item] if stars > 1 else rank - len(pattern) + 1
             found += [(f"{item}{number}",) for number in range(rest, 0, -1)]
         else:
             found.append((item,) if isinstance(item, str) else item)

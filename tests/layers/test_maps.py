@@ -27,6 +27,7 @@ def test_the_maps_of_an_operator_multiply_as_it_does(case: Case) -> None:
     module = case.graph()
     coupling = couple(module)
     maps = linear_maps(module, coupling)
+    assert not coupling.failed
     assert {one.weight for one in maps} >= contracted(coupling)
     values = values_of(module)
     for one in maps:
