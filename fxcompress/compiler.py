@@ -25,7 +25,15 @@ from fxcompress.errors import CaptureError, PlanError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import has_values, names_of
 from fxcompress.program import Pass, Program
-from fxcompress.report import Change, FrozenGroup, GroupChange, PassRun, Report, SparseParameter
+from fxcompress.report import (
+    Change,
+    FrozenGroup,
+    GroupChange,
+    PassRun,
+    Report,
+    SparseParameter,
+    resized,
+)
 from fxcompress.task import Task, as_task
 from fxcompress.verify import verify as verify_pass
 
@@ -242,7 +250,7 @@ def _first_report(program: Program, captured: Captured) -> Report:
 def _next_report(
     old: Program, new: Program, plan: Plan, run: PassRun, checks: tuple[Any, ...]
 ) -> Report:
-    report = old.report.resized(new.cost())
+    report = resized(old.report, new.cost())
     widths = {group.name: width for group, width in plan.widths.items()}
     return replace(
         report,

@@ -25,7 +25,7 @@ from fxcompress.errors import FxCompressError, LoadError, PlanError, WriteBackEr
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.parameters import has_values, names_of, replace_tensor, state_digest
 from fxcompress.layers.maps import LinearMap, linear_maps
-from fxcompress.report import Report
+from fxcompress.report import Report, resized
 from fxcompress.task import Task
 from fxcompress.writeback import write_back
 
@@ -197,7 +197,7 @@ class Program:
         """The same program with every mask and reparametrisation folded into plain parameters."""
         masks = current_masks(self.module, self.masks)
         new = replace(self, module=finalize(self.module), masks=masks)
-        return replace(new, report=self.report.resized(new.cost()))
+        return replace(new, report=resized(self.report, new.cost()))
 
     @checked(WriteBackError)
     @sealed

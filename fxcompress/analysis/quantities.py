@@ -137,7 +137,9 @@ def quantity(name: str) -> Quantity:
         return _REGISTRY[name]
     near = difflib.get_close_matches(name, _REGISTRY, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise BudgetError(f"no quantity is called {name!r}{hint}; there are {', '.join(_REGISTRY)}")
+    raise BudgetError(
+        f"no quantity is called {name!r}{hint}; the quantities are {', '.join(_REGISTRY)}"
+    )
 
 
 def _parameters(model: CostModel) -> Iterable[Term]:

@@ -24,7 +24,7 @@ from fxcompress.demo.digits import Digits, accuracy, digits
 from fxcompress.demo.network import ResidualNet
 from fxcompress.demo.result import DemoResult, Row
 from fxcompress.export import BenchmarkResult, CheckResult, OnnxFile, benchmark, check, to_onnx
-from fxcompress.export.runtimes.onnxruntime import feed_for, open_session, run_session
+from fxcompress.export.runtimes import runtime_for
 from fxcompress.files.write import file_target, write_text
 from fxcompress.passes import MagnitudePruning
 from fxcompress.program import Program
@@ -176,7 +176,8 @@ def _row(
 
 
 def _answers(file: OnnxFile, images: Tensor) -> Tensor:
-    (answers,) = run_session(open_session(file), feed_for(file, [images])).values()
+    with runtime_for(file).open(file) as session:
+        (answers,) = session.run([images]).values()
     return torch.from_numpy(answers)
 
 

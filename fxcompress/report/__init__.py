@@ -178,16 +178,6 @@ class Report:
         """Bytes of parameters and buffers."""
         return self.sizes["bytes"]
 
-    def resized(self, cost: Cost) -> Self:
-        """The report with what the program has of each quantity now. One that was registered since
-        has its first row here.
-        """
-        sizes = {
-            name: replace(self.sizes.get(name, Change(now)), after=now)
-            for name, now in cost.amounts.items()
-        }
-        return replace(self, sizes=sizes)
-
     @property
     def verification(self) -> Check | None:
         """The check that came closest to its tolerance, or beyond; None if nothing was verified."""
@@ -254,6 +244,17 @@ class Report:
         from fxcompress.report.text import render
 
         return render(self)
+
+
+def resized(report: Report, cost: Cost) -> Report:
+    """The report with what the program has of each quantity now. One that was registered since has
+    its first row here.
+    """
+    sizes = {
+        name: replace(report.sizes.get(name, Change(now)), after=now)
+        for name, now in cost.amounts.items()
+    }
+    return replace(report, sizes=sizes)
 
 
 _FIELDS = {each.name for each in fields(Report)}

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import inspect
 import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from fxcompress.export.checks.compare import Tolerance, distances
 from fxcompress.export.onnx.exportable import inputs_of
 from fxcompress.export.onnx.extremes import Extremes
 from fxcompress.export.onnx.samples import drawn
-from fxcompress.export.runtimes.onnxruntime import open_session
+from fxcompress.export.runtimes.onnxruntime import OnnxRuntime
+from fxcompress.export.runtimes.protocol import Source
 
 BATCHED = ({0: "batch"},)
 LOOSE = Tolerance(1e-4, 1e-8)
@@ -111,23 +112,25 @@ def test_rounding_is_called_numerics(file: Path) -> None:
     assert failed(file, linear(), rtol=0.0, atol=0.0).blame is blame.NUMERICS
 
 
-class _Shifted:
-    """A session whose outputs are off by one."""
+def shift(patch: pytest.MonkeyPatch, wrong: set[bool]) -> None:
+    """Outputs are off by one in sessions that do, or do not, optimise."""
+    opened = OnnxRuntime.open
 
-    def __init__(self, session: Any) -> None:
-        self.session = session
+    @contextmanager
+    def shifted(self: Any, source: Source, *, threads: int = 1, optimize: bool = True) -> Any:
+        with opened(self, source, threads=threads, optimize=optimize) as session:
+            if optimize in wrong:
+                named = session.named
+                off = lambda found: {name: y + 1 for name, y in named(found).items()}  # noqa: E731
+                patch.setattr(session, "named", off)
+            yield session
 
-    def get_outputs(self) -> Any:
-        return self.session.get_outputs()
-
-    def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
-        return [output + 1 for output in self.session.run(names, feed)]
+    patch.setattr(OnnxRuntime, "open", shifted)
 
 
-def test_onnxruntimes_optimiser_can_be_guilty(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxcompress.export.checks.blame.open_session", _opener(wrong={True}))
-    _patch_check(monkeypatch)
-    assert failed(file, linear()).blame is blame.ORT_OPTIMISER
+def test_a_runtimes_optimiser_can_be_guilty(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shift(monkeypatch, {True})
+    assert failed(file, linear()).blame == blame.optimiser_of(OnnxRuntime())
 
 
 def test_onnxscripts_optimiser_can_be_guilty(
@@ -142,8 +145,7 @@ def test_onnxscripts_optimiser_can_be_guilty(
 
 
 def test_the_exporter_can_be_guilty(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxcompress.export.checks.blame.open_session", _opener(wrong={True, False}))
-    _patch_check(monkeypatch)
+    shift(monkeypatch, {True, False})
     assert failed(file, linear()).blame is blame.EXPORTER
 
 
@@ -155,23 +157,6 @@ def test_a_program_that_no_longer_exports_is_named(
 
     monkeypatch.setattr("fxcompress.export.checks.blame.to_onnx", refuse)
     assert failed(file, linear(seed=1)).blame is blame.REFUSED
-
-
-def _opener(wrong: set[bool]) -> Any:
-    def opened(path: Path, *, optimize: bool = True) -> Any:
-        session = _OPEN(path, optimize=optimize)
-        return _Shifted(session) if optimize in wrong else session
-
-    return opened
-
-
-_OPEN = open_session
-
-
-def _patch_check(patch: pytest.MonkeyPatch) -> None:
-    """The module of the function, through its globals."""
-    own = inspect.unwrap(check).__globals__
-    patch.setitem(own, "open_session", lambda path: _Shifted(_OPEN(path)))
 
 
 def test_a_file_that_fails_at_another_batch_is_wrong(tmp_path: Path) -> None:

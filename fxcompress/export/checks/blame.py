@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fxcompress.errors import ExportError
 from fxcompress.export.checks.compare import OutputError, Tolerance, distances
 from fxcompress.export.onnx.exportable import Exportable, Inputs, run_module
-from fxcompress.export.onnx.write import OnnxFile, describe, to_onnx
-from fxcompress.export.runtimes.onnxruntime import Session, feed_for, open_session, run_session
+from fxcompress.export.onnx.write import describe, to_onnx
+from fxcompress.export.runtimes.protocol import Runtime, Session
 
 # Two float32 programs that sum in another order differ by a few times what each loses.
 _ROUNDING_SLACK = 10
@@ -33,13 +33,17 @@ class Blame:
         return f"{self.guilty}: {self.advice}"
 
 
+def optimiser_of(runtime: Runtime) -> Blame:
+    """The runtime's own graph optimisations."""
+    return Blame(
+        f"{runtime.name}'s optimiser",
+        f"the file is right with graph optimisations off; report it to {runtime.name}",
+    )
+
+
 NUMERICS = Blame(
     "numerics",
     "the module is as far from itself in float64; pass a larger rtol if that is good enough",
-)
-ORT_OPTIMISER = Blame(
-    "onnxruntime's optimiser",
-    "the file is right with graph optimisations off; report it to onnxruntime",
 )
 WRONG_FILE = Blame(
     "the file",
@@ -65,6 +69,7 @@ class Disagreement:
     """One input on which a file and its program are too far apart."""
 
     path: Path
+    runtime: Runtime
     module: nn.Module
     inputs: Inputs
     tensors: Sequence[Tensor]
@@ -75,15 +80,14 @@ class Disagreement:
 
 def errors_of(
     session: Session,
-    file: OnnxFile,
     tensors: Sequence[Tensor],
     expected: Mapping[str, Tensor],
     allowed: Tolerance,
 ) -> tuple[OutputError, ...]:
     """Run a file and compare; a run that fails is as wrong as one that gives other numbers."""
-    feed = feed_for(file, tensors)
+    call = session.bind(tensors)
     try:
-        found = run_session(session, feed)
+        found = session.named(call())
     except ExportError as error:
         names = ", ".join(expected)
         return (OutputError(names, math.inf, math.inf, False, str(error)),)
@@ -94,14 +98,14 @@ def find_guilty(program: Exportable, case: Disagreement) -> Blame:
     """Take one suspect away after the other until file and program agree."""
 
     def agrees(path: str | os.PathLike[str], *, optimize: bool) -> bool:
-        session = open_session(path, optimize=optimize)
-        errors = errors_of(session, describe(path), case.tensors, case.expected, case.allowed)
+        with case.runtime.open(path, optimize=optimize) as session:
+            errors = errors_of(session, case.tensors, case.expected, case.allowed)
         return all(error.ok for error in errors)
 
     if _is_noise(case):
         return NUMERICS
     if agrees(case.path, optimize=False):
-        return ORT_OPTIMISER
+        return optimiser_of(case.runtime)
     with tempfile.TemporaryDirectory() as folder:
         opset, fresh = describe(case.path).opset, Path(folder) / "fresh.onnx"
         try:

@@ -1,4 +1,4 @@
-"""Run an ONNX file in onnxruntime against the program it came from."""
+"""Run an ONNX file in a runtime against the program it came from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fxcompress.export.onnx.exportable import (
 from fxcompress.export.onnx.extremes import Extremes
 from fxcompress.export.onnx.samples import drawn
 from fxcompress.export.onnx.write import describe
-from fxcompress.export.runtimes.onnxruntime import open_session
+from fxcompress.export.runtimes.protocol import runtime_for
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class CheckResult:
     tolerance: float
     blame: Blame | None = None
     notes: tuple[str, ...] = ()
+    runtime: str = "onnxruntime"
 
     @property
     def ok(self) -> bool:
@@ -82,7 +83,7 @@ class CheckResult:
     def __str__(self) -> str:
         verdict = "agrees with" if self.ok else "differs from"
         lines = [
-            f"{self.path} {verdict} the program in onnxruntime: max relative error "
+            f"{self.path} {verdict} the program in {self.runtime}: max relative error "
             f"{self.max_error:.2g} over {len(self.inputs)} inputs (allowed {self.tolerance:.2g})"
         ]
         for compared in self.inputs:
@@ -107,8 +108,9 @@ def check(
     samples: Annotated[int, Interval("[1, 10000]")] = 3,
     seed: Seed = 0,
     raise_on_failure: bool = True,
+    runtime: str = "onnxruntime",
 ) -> CheckResult:
-    """Compare a file, run by onnxruntime with its optimisations on, with the program in torch.
+    """Compare a file, run by a runtime with its optimisations on, with the program in torch.
 
     The inputs are the program's example, then random ones of the same dtypes and ranges, the last
     of them at other sizes where dimensions may vary; then, for every free dimension of a compiled
@@ -124,34 +126,37 @@ def check(
         samples: How many inputs beside the ends, the example being the first; 1 tries no other.
         seed: For the random ones.
         raise_on_failure: Give the failed result back instead of raising.
+        runtime: The name of what runs the file, see `fxcompress.export.runtimes`.
 
     Raises:
         VerificationError: They differ; the message names input, output, distance and culprit.
-        ExportError: There is nothing to compare: no such file, or inputs that do not match.
+        ExportError: There is nothing to compare: no such file or runtime, or inputs that do not
+            match.
     """
-    file, inputs = describe(path), inputs_of(program)
-    session = open_session(path)
+    file, inputs, engine = describe(path), inputs_of(program), runtime_for(path, runtime)
     compared: list[InputCheck] = []
     blame: Blame | None = None
     zero: set[str] | None = None
     extremes = Extremes.of(program.module, inputs)
-    with inference_module(program) as module:
+    with engine.open(path) as session, inference_module(program) as module:
         state = [*module.parameters(), *module.buffers(), *inputs.tensors]
         allowed = tolerance_for(state, rtol, atol)
         for label, tensors in _cases(inputs, extremes, samples, seed):
             expected = run_module(module, inputs, tensors)
-            errors = errors_of(session, file, tensors, expected, allowed)
+            errors = errors_of(session, tensors, expected, allowed)
             compared.append(InputCheck(label, errors))
             silent = {name for name, tensor in expected.items() if not tensor.any()}
             zero = silent if zero is None else zero & silent
             if not blame and not compared[-1].ok:
-                case = Disagreement(file.path, module, inputs, tensors, expected, errors, allowed)
+                case = Disagreement(
+                    file.path, engine, module, inputs, tensors, expected, errors, allowed
+                )
                 blame = find_guilty(program, case)
     notes = tuple(
         f"{name} is zero on every input: agreeing there proves little" for name in zero or ()
     )
     notes += tuple(extremes.notes()) if samples > 1 else ()
-    result = CheckResult(file.path, tuple(compared), allowed.relative, blame, notes)
+    result = CheckResult(file.path, tuple(compared), allowed.relative, blame, notes, runtime)
     if raise_on_failure and not result.ok:
         raise VerificationError(str(result))
     return result

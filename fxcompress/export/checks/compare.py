@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxcompress.export.runtimes.onnxruntime import Array
+from fxcompress.export.runtimes.protocol import Array
 
 # Share of an output's largest magnitude. Sound exports of deep networks were seen to differ by up
 # to 10 units in the last place of a dtype's precision (1.2e-6 in float32), faulty ones by a

@@ -152,14 +152,18 @@ def run_module(module: nn.Module, inputs: Inputs, tensors: Sequence[Tensor]) -> 
         with preserved(module):
             result = module(*args, **kwargs)
     except Exception as error:
-        shapes = ", ".join(
-            f"{name} {tuple(tensor.shape)}"
-            for name, tensor in zip(inputs.names, tensors, strict=True)
-        )
-        raise ExportError(
-            f"the module itself fails on the inputs {shapes}: {type(error).__name__}: {error}"
-        ) from error
+        raise failure_on(inputs, tensors, error) from error
     return named_outputs(result, taken=inputs.names)
+
+
+def failure_on(inputs: Inputs, tensors: Sequence[Tensor], error: Exception) -> ExportError:
+    """What to say of a module that raised an error."""
+    shapes = ", ".join(
+        f"{name} {tuple(tensor.shape)}" for name, tensor in zip(inputs.names, tensors, strict=True)
+    )
+    return ExportError(
+        f"the module itself fails on the inputs {shapes}: {type(error).__name__}: {error}"
+    )
 
 
 def _on_cpu(module: nn.Module) -> nn.Module:

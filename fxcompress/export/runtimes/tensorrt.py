@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fxcompress.arguments import AnyPath, Count, checked
 from fxcompress.errors import ExportError
-from fxcompress.export.onnx.write import describe
+from fxcompress.export.onnx.write import OnnxFile, describe
 from fxcompress.export.runtimes.tensorrt_library import TensorRt, load_library, parsed
 from fxcompress.files.write import file_target, write_bytes
 
@@ -120,6 +120,20 @@ def build_engine(
         build_seconds=time.perf_counter() - start,
         notes=tuple(text.strip() for _, text in session.messages if "sparsity" in text.lower()),
     )
+
+
+def plan_of(file: OnnxFile, trt: Any) -> bytes:
+    """The engine that a library builds from a file by default.
+
+    Raises:
+        ExportError: The parser or the builder refuses.
+    """
+    session = parsed(file, trt)
+    config = _config(session, _profiles(session.network, {}), sparse=False, capability=None)
+    plan = session.builder.build_serialized_network(session.network, config)
+    if plan is None:
+        raise ExportError(f"{session.title} cannot build {file.path}: {session.errors()}")
+    return bytes(plan)
 
 
 def _profiles(network: Any, given: Mapping[str, Profile]) -> dict[str, Profile]:

@@ -16,33 +16,38 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor, nn
 
 from fxcompress.ambient import sealed
 from fxcompress.arguments import Count, Interval, Seed, checked
 from fxcompress.errors import ExportError
-from fxcompress.export.onnx.exportable import (
-    Example,
-    Exportable,
-    Inputs,
-    inference_module,
-    inputs_of,
-    run_module,
-)
+from fxcompress.export.onnx.exportable import Exportable
 from fxcompress.export.onnx.names import unique_names
-from fxcompress.export.onnx.samples import made_up
-from fxcompress.export.onnx.write import describe
-from fxcompress.export.runtimes.onnxruntime import feed_for, open_session, run_session
+from fxcompress.export.runtimes.protocol import (
+    Runtime,
+    Session,
+    made_up,
+    runtime_called,
+    runtime_for,
+)
 from fxcompress.export.timing.latency import BenchmarkResult, Timing
 from fxcompress.export.timing.machine import Load, LoadMeter, available_cores, this_machine
 
 Entry = str | os.PathLike[str] | Exportable | nn.Module
 Call = Callable[[], Any]
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Racer:
+    """An entry, and the runtime that runs it."""
+
+    source: Entry
+    runtime: Runtime
 
 
 @checked(ExportError)
@@ -56,12 +61,12 @@ def benchmark(
     inputs: Sequence[Tensor] | None = None,
     seed: Seed = 0,
     progress: Progress | None = None,
+    runtimes: Sequence[str] | None = None,
 ) -> BenchmarkResult:
-    """Time ONNX files in onnxruntime and modules in torch; the first entry is the one to beat.
+    """Time files and modules in their runtimes; the first entry is the one to beat.
 
     Args:
-        entries: By name, or a sequence of files, which are called after themselves. A path is run
-            by onnxruntime, a program or module by torch in evaluation mode.
+        entries: By name, or a sequence of files, which are called after themselves.
         rounds: How often each entry is timed.
         warmup: Untimed runs of each before that.
         threads: Threads of each runtime; torch's own setting comes back after.
@@ -69,6 +74,9 @@ def benchmark(
             them; of the first file otherwise, at size 1 where a dimension may vary.
         seed: For made-up inputs and for the bootstrap.
         progress: Called with the rounds done and their number, outside what is timed.
+        runtimes: Names of runtimes (see `fxcompress.export.runtimes`): each entry is run by all of
+            them that take it, and with more than one is called after both. By default a file is run
+            by onnxruntime, a program or module by torch in evaluation mode.
 
     Returns:
         Spreads, CPU times and paired speed-ups; its text is a table.
@@ -76,29 +84,57 @@ def benchmark(
     Raises:
         ExportError: An entry cannot be loaded or does not take the inputs.
     """
-    named = _by_name(entries)
+    racers = _racers(_by_name(entries), runtimes)
     _validate(threads)
-    tensors = tuple(inputs) if inputs is not None else _default_inputs(named, seed)
     with ExitStack() as stack:
-        stack.enter_context(_torch_threads(threads))
-        stack.enter_context(torch.inference_mode())
-        calls = {name: _call(entry, tensors, threads, stack) for name, entry in named.items()}
-        for call in list(calls.values()) * warmup:
+        sessions = {
+            name: stack.enter_context(racer.runtime.open(racer.source, threads=threads))
+            for name, racer in racers.items()
+        }
+        tensors = _default_inputs(sessions, seed) if inputs is None else tuple(inputs)
+        calls = {name: session.bind(tensors) for name, session in sessions.items()}
+        for call in list(calls.values()) * (1 + warmup):  # once to see that it runs
             call()
         walls, cpus, load = _timed(calls, rounds, progress)
     return BenchmarkResult(
         timings=tuple(
-            Timing(name, _runtime(entry), tuple(walls[name]), tuple(cpus[name]), threads)
-            for name, entry in named.items()
+            Timing(name, racer.runtime.name, tuple(walls[name]), tuple(cpus[name]), threads)
+            for name, racer in racers.items()
         ),
         rounds=rounds,
         warmup=warmup,
         threads=threads,
         shapes=tuple(tuple(tensor.shape) for tensor in tensors),
         seed=seed,
-        machine=this_machine(),
+        machine=this_machine(racer.runtime for racer in racers.values()),
         load=load,
     )
+
+
+def _racers(named: Mapping[str, Entry], runtimes: Sequence[str] | None) -> dict[str, _Racer]:
+    """Who runs what, by name."""
+    if runtimes is None:
+        return {name: _Racer(entry, runtime_for(entry)) for name, entry in named.items()}
+    pairs = [
+        (name, runtime, entry)
+        for name, entry in named.items()
+        for runtime in _takers(entry, runtimes)
+    ]
+    several = len(pairs) > len(named)
+    return {
+        f"{name}, {runtime.name}" if several else name: _Racer(entry, runtime)
+        for name, runtime, entry in pairs
+    }
+
+
+def _takers(entry: Entry, names: Sequence[str]) -> list[Runtime]:
+    """The runtimes of these names that take an entry.
+
+    Raises:
+        ExportError: A name is not known, or none of the runtimes takes the entry.
+    """
+    every = [runtime_called(name) for name in names]
+    return [one for one in every if one.takes(entry)] or [runtime_for(entry, n) for n in names]
 
 
 def _timed(
@@ -122,30 +158,6 @@ def _timed(
     return walls, cpus, meter.read()
 
 
-def _call(entry: Entry, tensors: Sequence[Tensor], threads: int, stack: ExitStack) -> Call:
-    """A function of no arguments that runs the entry once; it has been run, so it does run."""
-    if isinstance(entry, str | os.PathLike):
-        session = open_session(entry, threads=threads)
-        feed = feed_for(describe(entry), tensors)
-        names = list(run_session(session, feed))
-        return lambda: session.run(names, feed)
-    program = Example(entry, tuple(tensors)) if isinstance(entry, nn.Module) else entry
-    module = stack.enter_context(inference_module(program))
-    shape = inputs_of(program)
-    _must_fit(shape, tensors)
-    args, kwargs = shape.arguments(tensors)
-    run_module(module, shape, tensors)
-    return lambda: module(*args, **kwargs)
-
-
-def _must_fit(shape: Inputs, tensors: Sequence[Tensor]) -> None:
-    if len(shape.tensors) != len(tensors):
-        raise ExportError(
-            f"a program takes {len(shape.tensors)} tensors ({', '.join(shape.names)}) but the "
-            f"benchmark's inputs are {len(tensors)}; all entries are run on the same ones"
-        )
-
-
 def _by_name(entries: Mapping[str, Entry] | Sequence[Entry]) -> dict[str, Entry]:
     if isinstance(entries, Mapping):
         named = dict(entries)
@@ -160,33 +172,19 @@ def _by_name(entries: Mapping[str, Entry] | Sequence[Entry]) -> dict[str, Entry]
     return named
 
 
-def _default_inputs(named: Mapping[str, Entry], seed: int) -> tuple[Tensor, ...]:
-    for entry in named.values():
-        if not isinstance(entry, str | os.PathLike | nn.Module):
-            return inputs_of(entry).tensors
-    for entry in named.values():
-        if isinstance(entry, str | os.PathLike):
-            return made_up(open_session(entry).get_inputs(), seed)
+def _default_inputs(sessions: Mapping[str, Session], seed: int) -> tuple[Tensor, ...]:
+    for session in sessions.values():
+        if session.example is not None:
+            return session.example
+    for session in sessions.values():
+        if session.inputs:
+            return made_up(session.inputs, seed)
     raise ExportError("plain modules do not say what they take; pass inputs=[...]")
 
 
 def _validate(threads: int) -> None:
     if threads > available_cores():
         raise ExportError(f"threads={threads}: this process may use 1 to {available_cores()} cores")
-
-
-def _runtime(entry: Entry) -> str:
-    return "onnxruntime" if isinstance(entry, str | os.PathLike) else "torch"
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

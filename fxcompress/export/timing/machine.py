@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+
+from fxcompress.export.runtimes.protocol import Runtime
 
 _TICKS = 0.02  # seconds: the kernel counts in hundredths, at both ends
 
@@ -54,15 +57,11 @@ class LoadMeter:
         return Load(self._average, os.getloadavg()[0], max(0.0, others / elapsed))
 
 
-def this_machine() -> Machine:
-    """The machine and the runtimes of this process."""
-    packages = {}
-    for name in ("torch", "onnxruntime", "numpy"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:  # a build under another name, such as onnxruntime-gpu
-            packages[name] = "unknown"
-    return Machine(_cpu_model(), available_cores(), platform.platform(), packages)
+def this_machine(runtimes: Iterable[Runtime] = ()) -> Machine:
+    """The machine, and the versions of torch, numpy and these runtimes."""
+    versions = {name: version(name) for name in ("torch", "numpy")}
+    versions |= {runtime.name: runtime.version() for runtime in runtimes}
+    return Machine(_cpu_model(), available_cores(), platform.platform(), versions)
 
 
 def available_cores() -> int:
