@@ -20,12 +20,12 @@ from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import Axes
 from fxcompress.axes.transforms import unit_rows
 from fxcompress.graph.parameters import find_tensor
-from fxcompress.passes import StructuredPass
+from fxcompress.passes import Structured
 from fxcompress.rules import Context
 
 
-@dataclass(frozen=True)
-class DistanceToOthers:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DistanceToOthers(Structured):
     """Score of a unit: the sum of the distances of its weights to those of all other units."""
 
     def score(self, program: fx.Program, group: ChannelGroup) -> Tensor:
@@ -72,8 +72,8 @@ class Net(nn.Module):
 
 def main() -> None:
     torch.manual_seed(0)
-    nearest = StructuredPass(criterion=DistanceToOthers(), ratio=0.5)
-    program = fx.compile(Net(), (torch.randn(2, 3, 12, 12),), passes=[nearest])
+    half = DistanceToOthers(ratio=0.5)
+    program = fx.compile(Net(), (torch.randn(2, 3, 12, 12),), passes=[half])
     print(program)
     widths = {group.name: group.units.after for group in program.report.groups}
     assert widths == {"first": 16, "second": 24}, widths

@@ -15,6 +15,7 @@ from fxcompress.ambient import sealed
 from fxcompress.analysis.couple import check_pins
 from fxcompress.analysis.groups import names_after
 from fxcompress.arguments import Seed, checked
+from fxcompress.budget import Recipe
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import Captured, DynamicSpec, Source, capture
 from fxcompress.edit.masks import masks_after
@@ -103,6 +104,7 @@ def compile(
         108
     """
     tell = on_progress or logger.info
+    _check(passes)
     tell("capture")
     captured = capture(model, args, kwargs, dynamic, canonicalize, trust=trust)
     program = Program(
@@ -124,6 +126,14 @@ def compile(
         with _named(passes, number):
             program = apply(program, one, verify=verify)
     return program
+
+
+def _check(passes: Sequence[Pass]) -> None:
+    """Refuse what no program could make right before any work."""
+    for number, one in enumerate(passes):
+        if isinstance(one, Recipe):
+            with _named(passes, number):
+                one.check()
 
 
 @contextmanager

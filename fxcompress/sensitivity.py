@@ -161,11 +161,6 @@ def sensitivity(
 def _as_pass(method: Sizing | Criterion) -> Sizing:
     if isinstance(method, Sizing):
         return method
-    if not hasattr(method, "score"):
-        raise PlanError(
-            f"{method!r} removes no units; give a pass such as MagnitudePruning(ratio=0.5), or a "
-            "criterion"
-        )
     return StructuredPass(criterion=method, ratio=0.5)
 
 

@@ -264,7 +264,8 @@ def _callables() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 def _is_made_by_users(name: str, value: type) -> bool:
     protocol = getattr(value, "_is_protocol", False)
-    return is_dataclass(value) and not protocol and name not in RESULTS
+    made = is_dataclass(value) and not protocol and not inspect.isabstract(value)
+    return made and name not in RESULTS
 
 
 def _entry(name: str, call: Callable[..., Any]) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from abc import ABCMeta
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from types import GenericAlias
@@ -47,7 +48,7 @@ def checked(
     return decorate
 
 
-class _Checking(type):
+class _Checking(ABCMeta):
     """The type of classes whose arguments are checked before anything is made."""
 
     error: type[FxCompressError]

@@ -39,6 +39,13 @@ class Recipe(Checked):
         given = [(each.name, getattr(self, each.name)) for each in own if self._given(each.name)]
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given)})"
 
+    def check(self) -> None:
+        """Refuse what no program could make right, before any work; by default nothing.
+
+        Raises:
+            PlanError: An option is missing.
+        """
+
     def made(self, kind: type[Other], **options: Any) -> Other:
         """A recipe of another kind from the options of the same names, and those given."""
         names = {each.name for each in fields(kind)} - options.keys()
@@ -190,6 +197,8 @@ _AMOUNTS = tuple(each.name for each in fields(Budget) if each.name in BUILT_IN)
 class Sizing(Limits):
     """Base of the passes that remove units: a ratio or a budget, and limits.
 
+    Neither is asked for before a pass plans: a method that is another's criterion has none.
+
     Attributes:
         ratio: Share of units removed from every group, in [0, 1).
         budget: What must remain of the whole model instead.
@@ -202,22 +211,30 @@ class Sizing(Limits):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.ratio is None) == (self.budget is None):
-            raise BudgetError(
-                f"{type(self).__name__} needs either ratio= (the share of units removed from every "
-                "group) or budget= (the share of the model that stays)"
-            )
+        if self.ratio is not None and self.budget is not None:
+            raise BudgetError(self._either)
+
+    def check(self) -> None:
+        """Refuse to plan without a size.
+
+        Raises:
+            BudgetError: There is neither a ratio nor a budget.
+        """
+        if self.ratio is None and self.budget is None:
+            raise BudgetError(self._either)
+
+    @property
+    def _either(self) -> str:
+        return (
+            f"{type(self).__name__} needs either ratio= (the share of units removed from every "
+            "group) or budget= (the share of the model that stays)"
+        )
 
     @property
     def limits(self) -> Limits:
         """The limits that hold: the pass's own and its budget's."""
         own = self.made(Limits)
         return own if self.budget is None else own.merged(self.budget)
-
-    @property
-    def sizing(self) -> dict[str, Any]:
-        """The arguments of this base class, to hand on to another pass."""
-        return {each.name: getattr(self, each.name) for each in fields(Sizing)}
 
 
 def _globs(name: str, value: Globs) -> tuple[str, ...]:

@@ -69,12 +69,12 @@ class Sizes:
         return found
 
 
-def known_passes() -> dict[str, Callable[..., Pass]]:
+def known_passes() -> dict[str, Callable[..., Any]]:
     """The passes by the names they have here: MagnitudePruning is ``magnitude``."""
-    found: dict[str, Callable[..., Pass]] = {}
+    found: dict[str, Callable[..., Any]] = {}
     for name in passes.__all__:
         maker: Any = getattr(passes, name)
-        if _is_pass(maker):
+        if _is_pass(maker) and maker.__name__ == name:
             words = [word.lower() for word in _WORD.findall(name)]
             found["-".join(words).removesuffix("-pruning")] = maker
     return found
@@ -101,10 +101,13 @@ def make_passes(texts: Sequence[str], sizes: Sizes) -> tuple[Pass, ...]:
         raise typer.BadParameter(
             f"none of these passes takes {', '.join(_spelled(shared))}; passes that do: {names}"
         )
-    return tuple(maker(**{**own, **(shared if maker in taken else {})}) for maker, own in wanted)
+    made = [maker(**{**own, **(shared if maker in taken else {})}) for maker, own in wanted]
+    for one in made:
+        one.check()
+    return tuple(made)
 
 
-def _parsed(text: str) -> tuple[Callable[..., Pass], dict[str, Any]]:
+def _parsed(text: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     known, found = known_passes(), _CALL.fullmatch(text.strip())
     name = found["name"] if found else text
     if found is None or name not in known:
@@ -140,9 +143,13 @@ def _takes(maker: Callable[..., Pass], options: Mapping[str, Any]) -> bool:
 
 def _is_pass(maker: Any) -> bool:
     """Whether it is a pass that needs nothing but numbers and words; a criterion is more."""
-    return hasattr(maker, "plan") and all(
-        parameter.default is not parameter.empty
-        for parameter in inspect.signature(maker).parameters.values()
+    return (
+        hasattr(maker, "plan")
+        and not inspect.isabstract(maker)
+        and all(
+            parameter.default is not parameter.empty
+            for parameter in inspect.signature(maker).parameters.values()
+        )
     )
 
 

@@ -21,7 +21,13 @@ from fxcompress.passes.repair.recalibrate import RecalibrateBatchNorm
 from fxcompress.passes.repair.tune_norms import TuneNorms
 from fxcompress.passes.slicegpt.method import PrincipalAxes, SliceGPT
 from fxcompress.passes.sparse.nm_sparsity import NMSparsity
-from fxcompress.passes.structured.method import Criterion, Reconstruction, Selection, StructuredPass
+from fxcompress.passes.structured.method import (
+    Criterion,
+    Reconstruction,
+    Selection,
+    Structured,
+    StructuredPass,
+)
 from fxcompress.passes.structured.progressive import progressive
 from fxcompress.passes.torch_pruning.method import TorchPruning, TorchPruningPass
 
@@ -56,6 +62,7 @@ __all__ = [
     "Selection",
     "SliceGPT",
     "SlimmingPruning",
+    "Structured",
     "StructuredPass",
     "Taylor",
     "TaylorPruning",

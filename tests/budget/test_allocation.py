@@ -19,7 +19,7 @@ from fxcompress.budget import NORMALISERS, Budget, Normaliser, normalised
 from fxcompress.budget.exact import Choice, most_score
 from fxcompress.edit.plan import Plan
 from fxcompress.errors import BudgetError, PlanError
-from fxcompress.passes import MagnitudePruning, StructuredPass
+from fxcompress.passes import Criterion, MagnitudePruning, StructuredPass
 from fxcompress.program import Program
 from programs import PRUNABLE, program, shares
 
@@ -28,7 +28,7 @@ NET = st.sampled_from(PRUNABLE)
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Criterion):
     """Scores drawn anew for each seed; those of some groups are a hundred times as large."""
 
     seed: int

@@ -246,7 +246,7 @@ def test_a_budget_that_only_unrounded_widths_meet_is_met_unrounded() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: MagnitudePruning(), "needs either ratio= .* or budget="),
+        (lambda: MagnitudePruning().plan(program("mlp")), "needs either ratio= .* or budget="),
         (lambda: MagnitudePruning(0.5, Budget(flops=0.5)), "needs either ratio="),
         (lambda: MagnitudePruning(1.0), r"in \[0, 1\) or None, not 1.0"),
         (lambda: RandomPruning(-0.1), r"in \[0, 1\) or None, not -0.1"),

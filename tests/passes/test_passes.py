@@ -19,8 +19,16 @@ from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.budget import Budget
 from fxcompress.edit.plan import Edit, Plan, Project, Replace
 from fxcompress.errors import PlanError
-from fxcompress.passes import Magnitude, MagnitudePruning, RandomPruning, StructuredPass, Uniform
-from fxcompress.passes.structured.method import best
+from fxcompress.passes import (
+    Criterion,
+    Magnitude,
+    MagnitudePruning,
+    RandomPruning,
+    Reconstruction,
+    StructuredPass,
+    Uniform,
+)
+from fxcompress.passes.structured.planning import best
 from fxcompress.passes.structured.scores import MemberRole
 from fxcompress.program import Program
 from models import build
@@ -172,7 +180,7 @@ def test_a_weight_that_both_makes_and_reads_its_units_is_scored_by_the_asked_axi
 
 
 @dataclass(frozen=True)
-class ByPosition:
+class ByPosition(Criterion):
     """The later a unit, the better."""
 
     shape: tuple[int, ...] = ()
@@ -183,7 +191,7 @@ class ByPosition:
 
 
 @dataclass(frozen=True)
-class Doubled:
+class Doubled(Reconstruction):
     """Producers twice as large, consumers half."""
 
     def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
@@ -209,7 +217,7 @@ def test_any_criterion_and_reconstruction_will_do() -> None:
 
 
 @dataclass(frozen=True)
-class Incremented:
+class Incremented(Reconstruction):
     """Adds one to every weight that holds the units, as a value that is replaced."""
 
     def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
@@ -235,7 +243,7 @@ def test_values_are_replaced_before_units_are_selected_one_group_after_another()
         torch.testing.assert_close(small.module.state_dict()[name], value + meetings[name])
 
 
-class Counting:
+class Counting(Criterion):
     """Scores by position, and counts how often it is prepared."""
 
     def __init__(self) -> None:
@@ -265,7 +273,7 @@ def test_a_criterion_is_prepared_once_for_all_groups() -> None:
         MagnitudePruning(0.25, p=1, aggregate="max", include="layer1.*", round_to=1),
         MagnitudePruning(budget=Budget(flops=0.5, allocation="global", exclude=("a", "b:in"))),
         RandomPruning(ratio=0.5, seed=0, exact_only=True),
-        StructuredPass(criterion=Uniform(3), ratio=0.1, max_ratio=0.5),
+        StructuredPass(criterion=Uniform(seed=3), ratio=0.1, max_ratio=0.5),
         passes.FoldBatchNorm(),
         passes.NMSparsity(n=1, m=2, trainable=True),
     ],

@@ -17,6 +17,7 @@ from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.budget import Budget
 from fxcompress.errors import BudgetError, PlanError
 from fxcompress.passes import (
+    Criterion,
     Magnitude,
     MagnitudePruning,
     RandomPruning,
@@ -28,7 +29,7 @@ from programs import PRUNABLE, program
 
 
 @dataclass(frozen=True)
-class Noted:
+class Noted(Criterion):
     """Magnitudes, and a note of how many units there were each time."""
 
     seen: list[int] = field(default_factory=list, repr=False, compare=False)

@@ -9,31 +9,38 @@ import torch
 from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
-from fxcompress.arguments import Count
-from fxcompress.budget import Sizing
-from fxcompress.edit.plan import Edit, Offset, Plan, Project
-from fxcompress.passes.structured.method import StructuredPass
-from fxcompress.passes.structured.readers import ByInputs, Reader, readers, takes_no_constant
-from fxcompress.passes.structured.scores import Aggregate, Normaliser
+from fxcompress.edit.plan import Edit, Offset, Project
+from fxcompress.passes.structured.by_inputs import ByInputs
+from fxcompress.passes.structured.method import Criterion, Reconstruction
+from fxcompress.passes.structured.readers import Reader, readers, takes_no_constant
+from fxcompress.passes.structured.scores import Normaliser
 from fxcompress.program import Program
 from fxcompress.stats import Moments
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Fluctuation(ByInputs):
-    """Score a unit by var(x_j) ‖W_:j‖² in the layers that read it, and let biases take up its mean.
+class FLAPPruning(ByInputs, Reconstruction):
+    """Keep the units whose signal fluctuates most, weighted, and shift biases for the others.
 
-    A unit that always says the same can be replaced by a constant (An et al., AAAI 2024, "Weighted
-    Input Feature Variance" and eq. 8). As a criterion the columns of a unit (dims of a head,
-    positions of a flattened map) are summed, and scores of a group are standardised, as in the
-    paper. As a reconstruction W_:P E[x_P] is added to what a reader gives; in a convolution that
-    pads with zeros the constant is right inside and too large at the border.
+    A unit scores var(x_j) ‖W_:j‖² in the layers that read it: one that always says the same can be
+    replaced by a constant (An et al., AAAI 2024, "Weighted Input Feature Variance" and eq. 8). The
+    columns of a unit (dims of a head, positions of a flattened map) are summed, and scores of a
+    group are standardised, as in the paper. As a reconstruction W_:P E[x_P] is added to what a
+    reader gives; in a convolution that pads with zeros the constant is right inside and too large
+    at the border. A layer without a bias gets one, unless a BatchNorm follows that can take up the
+    shift.
+
+    It needs inputs to calibrate on, and no labels: ``compile(model, args, task=batches)``. The
+    options are those of `ByInputs`.
     """
 
     normaliser: Normaliser = "zscore"
 
+    @property
+    def own_reconstruction(self) -> Reconstruction:
+        return self
+
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
-        """Why a group stays whole."""
         return super().declines(program, group) or takes_no_constant(
             program, readers(program, group)
         )
@@ -49,10 +56,10 @@ class Fluctuation(ByInputs):
 
 
 @dataclass(frozen=True, eq=False)
-class Fluctuations:
-    """`Fluctuation` with what it has seen."""
+class Fluctuations(Criterion, Reconstruction):
+    """`FLAPPruning` with what it has seen."""
 
-    options: Fluctuation
+    options: FLAPPruning
     moments: dict[ChannelGroup, Moments]
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
@@ -75,30 +82,5 @@ class Fluctuations:
         return Offset(one.weight, one.sums(one.columns(program) * lost.unsqueeze(3)))
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class FLAPPruning(Sizing):
-    """Keep the units whose signal fluctuates most, weighted, and shift biases for the others.
-
-    It needs inputs to calibrate on, and no labels: ``compile(model, args, task=batches)``. A layer
-    without a bias gets one, unless a BatchNorm follows that can take up the shift.
-
-    Attributes:
-        aggregate: How several layers that read a group are combined; see `Fluctuation`.
-        normaliser: What makes groups comparable, for global budgets.
-        samples: How many samples at most; None for all.
-        ratio: Share of units removed from every group, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    aggregate: Aggregate = "mean"
-    normaliser: Normaliser = "zscore"
-    samples: Count | None = None
-
-    @property
-    def method(self) -> Fluctuation:
-        """What chooses the units and shifts the biases."""
-        return self.made(Fluctuation)
-
-    def plan(self, program: Program) -> Plan:
-        method = self.method
-        return StructuredPass(criterion=method, reconstruction=method, **self.sizing).plan(program)
+Fluctuation = FLAPPruning
+"""The name it has as a criterion and a reconstruction."""

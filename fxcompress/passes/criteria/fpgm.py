@@ -9,34 +9,33 @@ import torch
 from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
-from fxcompress.budget import Recipe, Sizing
-from fxcompress.edit.plan import Plan
-from fxcompress.passes.structured.method import DeclinedError, StructuredPass
+from fxcompress.passes.structured.method import DeclinedError, Structured
 from fxcompress.passes.structured.scores import (
     Aggregate,
     MemberRole,
     Normaliser,
-    combined,
+    comparable,
     members_of,
-    normalised,
     weights_of,
 )
 from fxcompress.program import Program
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class MedianDistance(Recipe):
-    """Score a unit by its distances to the other units of its cell, Σᵥ ‖W_u - W_v‖₂.
+class FPGMPruning(Structured):
+    """Keep the units of each group that are farthest from all others.
 
-    What lies nearest the geometric median is what the others replace best (FPGM: He et al., CVPR
-    2019, eq. 6).
+    A unit scores its distances to the other units of its cell, Σᵥ ‖W_u - W_v‖₂. What lies nearest
+    the geometric median is what the others replace best (FPGM: He et al., CVPR 2019, eq. 6).
 
     Attributes:
         power: 1 for the weights themselves. 2 takes distances between elementwise squares, as
             torch-pruning does; signs are lost, so a unit and its negative count as duplicates.
-        aggregate: How the members of a group are combined; ``first`` takes the first alone.
-        normaliser: What makes the scores of groups comparable, for global budgets.
-        roles: Which axes are members; see `Magnitude`.
+        aggregate: How the members of a group are combined: ``mean``, ``sum``, ``max``, ``first``.
+        normaliser: What makes groups comparable, for global budgets; see `MagnitudePruning`.
+        roles: Which axes are members; see `MagnitudePruning`.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
     """
 
     power: Literal[1, 2] = 1
@@ -51,37 +50,13 @@ class MedianDistance(Recipe):
                 group,
                 f"it has no axis in the roles {', '.join(self.roles)} to take distances between",
             )
-        members = members[:1] if self.aggregate == "first" else members
-        each = [self._distances(weights_of(program, group, site)) for site in members]
-        return normalised(combined(each, self.aggregate), self.normaliser)
+        each = (self._distances(weights_of(program, group, site)) for site in members)
+        return comparable(each, self.aggregate, self.normaliser)
 
     def _distances(self, rows: Tensor) -> Tensor:
         points = rows if self.power == 1 else rows.abs().pow(self.power)
         return torch.cdist(points, points).sum(-1)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class FPGMPruning(Sizing):
-    """Keep the units of each group that are farthest from all others.
-
-    Attributes:
-        power: 1, or 2 for torch-pruning's distances between squares; see `MedianDistance`.
-        aggregate: How the layers of a group are combined: ``mean``, ``sum``, ``max``, ``first``.
-        normaliser: What makes groups comparable, for global budgets; see `MagnitudePruning`.
-        roles: Which axes count; see `Magnitude`.
-        ratio: Share of units removed from every group, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    power: Literal[1, 2] = 1
-    aggregate: Aggregate = "mean"
-    normaliser: Normaliser = "mean"
-    roles: tuple[MemberRole, ...] = ("produce", "table")
-
-    @property
-    def criterion(self) -> MedianDistance:
-        """What scores the units."""
-        return self.made(MedianDistance)
-
-    def plan(self, program: Program) -> Plan:
-        return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)
+MedianDistance = FPGMPruning
+"""The name it has as a criterion."""

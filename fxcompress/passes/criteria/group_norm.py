@@ -7,35 +7,40 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
-from fxcompress.budget import Recipe, Sizing
-from fxcompress.edit.plan import Plan
-from fxcompress.passes.structured.method import StructuredPass
+from fxcompress.passes.structured.method import Structured
 from fxcompress.passes.structured.scores import (
     ROLES,
     Normaliser,
-    combined,
+    comparable,
     members_of,
-    normalised,
     weights_of,
 )
 from fxcompress.program import Program
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class CoupledNorm(Recipe):
-    """Score a unit by Σ w² over everything that holds it: producers, consumers, norms and tables
+class GroupNormPruning(Structured):
+    """Keep the units whose coupled parameters have the largest norm together.
+
+    A unit scores Σ w² over everything that holds it: producers, consumers, norms and tables
     (DepGraph: Fang et al., CVPR 2023, eq. 3).
 
     Attributes:
-        normaliser: What makes the scores of groups comparable, for global budgets.
+        normaliser: What makes groups comparable, for global budgets; see `MagnitudePruning`.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
     """
 
     normaliser: Normaliser = "max"
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         members = members_of(group, ROLES) or group.sites
-        squares = [weights_of(program, group, site).square().sum(-1) for site in members]
-        return normalised(combined(squares, "sum"), self.normaliser)
+        squares = (weights_of(program, group, site).square().sum(-1) for site in members)
+        return comparable(squares, "sum", self.normaliser)
+
+
+CoupledNorm = GroupNormPruning
+"""The name it has as a criterion."""
 
 
 def shrinkage(score: Tensor, alpha: float = 4.0) -> Tensor:
@@ -55,24 +60,3 @@ def shrinkage(score: Tensor, alpha: float = 4.0) -> Tensor:
     spread = root.max() - root.min()
     exponent = (root.max() - root) / spread if spread > 0 else root.new_zeros(root.shape)
     return (alpha * exponent).exp2()
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class GroupNormPruning(Sizing):
-    """Keep the units whose coupled parameters have the largest norm together.
-
-    Attributes:
-        normaliser: What makes groups comparable, for global budgets; see `MagnitudePruning`.
-        ratio: Share of units removed from every group, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    normaliser: Normaliser = "max"
-
-    @property
-    def criterion(self) -> CoupledNorm:
-        """What scores the units."""
-        return CoupledNorm(normaliser=self.normaliser)
-
-    def plan(self, program: Program) -> Plan:
-        return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)

@@ -9,36 +9,37 @@ import torch
 from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup, Site
-from fxcompress.budget import Recipe, Sizing
-from fxcompress.edit.plan import Plan
 from fxcompress.graph.parameters import read_tensor
-from fxcompress.passes.structured.method import StructuredPass
+from fxcompress.passes.structured.method import Structured
 from fxcompress.passes.structured.scores import (
     Aggregate,
     MemberRole,
     Normaliser,
-    combined,
+    comparable,
     entries_of,
     members_of,
-    normalised,
 )
 from fxcompress.program import Program
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Magnitude(Recipe):
-    """Score a unit by the p-th powers of its weights.
+class MagnitudePruning(Structured):
+    """Keep the units of each group whose weights are largest.
 
     Each axis that holds the units is a member, scored by Σ|w|ᵖ over the entries of a unit (no root,
     as in the published baselines); the members are then aggregated.
 
     Attributes:
-        p: 1 or 2.
-        aggregate: How the members of a group are combined; ``first`` takes the first alone.
-        normaliser: What the scores of a group are divided by, so that groups compare.
+        p: 1 or 2: sums of absolute values, or of squares.
+        aggregate: How the members of a group are combined: ``mean``, ``sum``, ``max``; ``first``
+            takes the first alone.
+        normaliser: What makes groups comparable, for global budgets: ``mean``, ``max``, ``sum``,
+            ``lamp``, ``zscore`` or ``none``.
         roles: Which axes are members: those that ``produce`` the units, ``contract`` them (the
             layers after), scale them (``affine``, without biases), or are a ``table`` of them. A
             group with no such axis is scored by all it has.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
     """
 
     p: Literal[1, 2] = 2
@@ -48,9 +49,8 @@ class Magnitude(Recipe):
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         members = members_of(group, self.roles) or group.sites
-        members = members[:1] if self.aggregate == "first" else members
-        each = [self._power(program, group, site) for site in members]
-        return normalised(combined(each, self.aggregate), self.normaliser)
+        each = (self._power(program, group, site) for site in members)
+        return comparable(each, self.aggregate, self.normaliser)
 
     def _power(self, program: Program, group: ChannelGroup, site: Site) -> Tensor:
         tensor = read_tensor(program.module, site.parameter)
@@ -66,29 +66,5 @@ class Magnitude(Recipe):
         return norm.to(torch.float64).pow(self.p)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class MagnitudePruning(Sizing):
-    """Keep the units of each group whose weights are largest.
-
-    Attributes:
-        p: 1 or 2: sums of absolute values, or of squares.
-        aggregate: How the layers of a group are combined: ``mean``, ``sum``, ``max``, ``first``.
-        normaliser: What makes groups comparable, for global budgets: ``mean``, ``max``, ``sum``,
-            ``lamp``, ``zscore`` or ``none``.
-        roles: Which axes count; see `Magnitude`.
-        ratio: Share of units removed from every group, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    p: Literal[1, 2] = 2
-    aggregate: Aggregate = "mean"
-    normaliser: Normaliser = "mean"
-    roles: tuple[MemberRole, ...] = ("produce", "table")
-
-    @property
-    def criterion(self) -> Magnitude:
-        """What scores the units."""
-        return self.made(Magnitude)
-
-    def plan(self, program: Program) -> Plan:
-        return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)
+Magnitude = MagnitudePruning
+"""The name it has as a criterion."""

@@ -10,18 +10,20 @@ from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.arguments import Seed
-from fxcompress.budget import Recipe, Sizing
-from fxcompress.edit.plan import Plan
-from fxcompress.passes.structured.method import StructuredPass
+from fxcompress.passes.structured.method import Structured
 from fxcompress.program import Program
 
 
-@dataclass(frozen=True, repr=False)
-class Uniform(Recipe):
-    """Scores drawn from [0, 1): of one seed and group always the same, whatever else is drawn.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RandomPruning(Structured):
+    """Keep units at random.
+
+    Scores are drawn from [0, 1): of one seed and group always the same, whatever else is drawn.
 
     Attributes:
-        seed: None takes the seed of the program.
+        seed: Which ones; None takes the seed of the program.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
     """
 
     seed: Seed | None = None
@@ -33,17 +35,5 @@ class Uniform(Recipe):
         return torch.rand(group.cells, group.units, generator=generator, dtype=torch.float64)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class RandomPruning(Sizing):
-    """Keep units at random.
-
-    Attributes:
-        seed: Which ones; None takes the seed of the program.
-        ratio: Share of units removed from every group, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    seed: Seed | None = None
-
-    def plan(self, program: Program) -> Plan:
-        return StructuredPass(criterion=Uniform(self.seed), **self.sizing).plan(program)
+Uniform = RandomPruning
+"""The name it has as a criterion."""

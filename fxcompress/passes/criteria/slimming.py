@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup, Site
-from fxcompress.budget import Recipe, Sizing
-from fxcompress.edit.plan import Plan
 from fxcompress.graph.captured import aten
 from fxcompress.graph.metadata import parameter_of
-from fxcompress.passes.structured.method import DeclinedError, StructuredPass
+from fxcompress.passes.structured.method import DeclinedError, Structured
 from fxcompress.passes.structured.scores import (
     Aggregate,
     Normaliser,
-    combined,
-    normalised,
+    comparable,
     weights_of,
 )
 from fxcompress.program import Program
@@ -25,29 +22,37 @@ _WEIGHT = 1  # place in the arguments of aten.batch_norm
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class BatchNormScale(Recipe):
-    """Score a unit by the absolute scale of its BatchNorms (Liu et al., ICCV 2017).
+class SlimmingPruning(Structured):
+    """Keep the channels that BatchNorm scales most.
 
-    The paper trains with an L1 penalty on the scales first and compares those of all layers
-    as they are, the default here; without that training a normaliser may do better.
+    A unit scores the absolute scale of its BatchNorms (Liu et al., ICCV 2017). The paper trains
+    with an L1 penalty on the scales first and compares those of all layers as they are, the default
+    here; without that training a normaliser may do better.
 
     Attributes:
-        aggregate: How several BatchNorms of a group are combined; ``first`` takes the first alone.
-        normaliser: What makes the scores of groups comparable, for global budgets.
+        aggregate: How several BatchNorms of a group are combined: ``mean``, ``sum``, ``max``;
+            ``first`` takes the first alone.
+        normaliser: What makes groups comparable, for global budgets; see `MagnitudePruning`.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
     """
 
     aggregate: Aggregate = "mean"
     normaliser: Normaliser = "none"
 
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
-        """Why a group stays whole."""
         return None if _norms(program, group) else "no BatchNorm scales it"
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
-        each = [weights_of(program, group, site).abs().sum(-1) for site in _norms(program, group)]
-        if not each:
+        norms = _norms(program, group)
+        if not norms:
             raise DeclinedError(group, "it has no BatchNorm with a scale to rank its units by")
-        return normalised(combined(each, self.aggregate), self.normaliser)
+        each = (weights_of(program, group, site).abs().sum(-1) for site in norms)
+        return comparable(each, self.aggregate, self.normaliser)
+
+
+BatchNormScale = SlimmingPruning
+"""The name it has as a criterion."""
 
 
 def _norms(program: Program, group: ChannelGroup) -> list[Site]:
@@ -59,27 +64,3 @@ def batch_norm_scales(program: Program) -> frozenset[str]:
     """The names of the parameters by which BatchNorms scale."""
     nodes = program.module.graph.find_nodes(op="call_function", target=aten.batch_norm.default)
     return frozenset(filter(None, (parameter_of(node.args[_WEIGHT]) for node in nodes)))
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class SlimmingPruning(Sizing):
-    """Keep the channels that BatchNorm scales most.
-
-    Attributes:
-        aggregate: How several BatchNorms of a group are combined: ``mean``, ``sum``, ``max``,
-            ``first``.
-        normaliser: What makes groups comparable, for global budgets; see `MagnitudePruning`.
-        ratio: Share of units removed from every group, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    aggregate: Aggregate = "mean"
-    normaliser: Normaliser = "none"
-
-    @property
-    def criterion(self) -> BatchNormScale:
-        """What scores the units."""
-        return self.made(BatchNormScale)
-
-    def plan(self, program: Program) -> Plan:
-        return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)

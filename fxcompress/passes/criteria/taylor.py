@@ -12,19 +12,16 @@ from torch import Tensor
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.arguments import Count
 from fxcompress.axes.transforms import unit_rows
-from fxcompress.budget import Recipe, Sizing
-from fxcompress.edit.plan import Plan
 from fxcompress.graph.captured import aten
 from fxcompress.graph.metadata import parameter_of
 from fxcompress.graph.parameters import read_tensor
-from fxcompress.passes.structured.method import DeclinedError, StructuredPass
+from fxcompress.passes.structured.method import Criterion, DeclinedError, Structured
 from fxcompress.passes.structured.scores import (
     Aggregate,
     MemberRole,
     Normaliser,
-    combined,
+    comparable,
     is_bias,
-    normalised,
 )
 from fxcompress.program import Program
 from fxcompress.stats import Gradients, gradients
@@ -34,8 +31,9 @@ FORMS: tuple[Form, ...] = ("elements", "units", "norms", "fisher")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Taylor(Recipe):
-    """Score a unit by an expansion of the task's loss around its weights w, with gradients g.
+class TaylorPruning(Structured):
+    """Keep the units without which the loss would change most, by an expansion of it around the
+    weights w, with gradients g.
 
     Each axis that holds the units is a member, scored by ``form``; the members are then combined.
     It needs labelled data and a loss: ``Task(data, loss)``.
@@ -47,10 +45,13 @@ class Taylor(Recipe):
             ``fisher``: Σ w² E[g²] with the gradients of single samples, the second-order change
             with the diagonal of the empirical Fisher information for the Hessian (optimal brain
             damage: LeCun et al., 1989, eq. 6).
-        aggregate: How the members of a group are combined; ``first`` takes the first alone.
-        normaliser: What makes the scores of groups comparable, for global budgets.
-        roles: Which axes are members; see `Magnitude`. Of no matter for ``norms``.
+        aggregate: How the members of a group are combined: ``mean``, ``sum``, ``max``; ``first``
+            takes the first alone.
+        normaliser: What makes groups comparable, for global budgets; losses compare as they are.
+        roles: Which axes are members; see `MagnitudePruning`. Of no matter for ``norms``.
         samples: How many samples at most; None for all.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
     """
 
     form: Form = "elements"
@@ -96,10 +97,10 @@ class Taylor(Recipe):
 
 
 @dataclass(frozen=True, eq=False)
-class Expanded:
-    """`Taylor` with the gradients it needs."""
+class Expanded(Criterion):
+    """`TaylorPruning` with the gradients it needs."""
 
-    options: Taylor
+    options: TaylorPruning
     gradients: Gradients
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
@@ -109,7 +110,7 @@ class Expanded:
             each = self._norms(program, group, members)
         else:
             each = [self._member(program, group, site) for site in members]
-        return normalised(combined(each, options.aggregate), options.normaliser)
+        return comparable(each, options.aggregate, options.normaliser)
 
     def _member(self, program: Program, group: ChannelGroup, site: Site) -> Tensor:
         form, name = self.options.form, site.parameter
@@ -153,32 +154,5 @@ def _rows(program: Program, group: ChannelGroup, site: Site, value: Tensor) -> T
     return unit_rows(value, axes, group.factor, group.over, site.dim)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class TaylorPruning(Sizing):
-    """Keep the units without which the loss would change most, by an expansion of it.
-
-    It needs labelled data and a loss: ``compile(model, args, task=Task(data, loss))``.
-
-    Attributes:
-        form: ``elements``, ``units``, ``norms`` or ``fisher``; see `Taylor`.
-        aggregate: How the layers of a group are combined: ``mean``, ``sum``, ``max``, ``first``.
-        normaliser: What makes groups comparable, for global budgets; losses compare as they are.
-        roles: Which axes count; see `Magnitude`.
-        samples: How many samples at most; None for all.
-        ratio: Share of units removed from every group, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    form: Form = "elements"
-    aggregate: Aggregate = "mean"
-    normaliser: Normaliser = "none"
-    roles: tuple[MemberRole, ...] = ("produce", "table", "contract")
-    samples: Count | None = None
-
-    @property
-    def criterion(self) -> Taylor:
-        """What scores the units."""
-        return self.made(Taylor)
-
-    def plan(self, program: Program) -> Plan:
-        return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)
+Taylor = TaylorPruning
+"""The name it has as a criterion."""

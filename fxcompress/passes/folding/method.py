@@ -12,8 +12,7 @@ from torch import Tensor
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.arguments import Seed
 from fxcompress.axes.transforms import unit_rows
-from fxcompress.budget import Sizing
-from fxcompress.edit.plan import Edit, Plan, Project, Replace
+from fxcompress.edit.plan import Edit, Project, Replace
 from fxcompress.edit.project import tied_axis
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.layers.weights import Producer, Rows, consumers, entries, producers
@@ -31,7 +30,7 @@ from fxcompress.passes.folding.norms import (
     reweighted,
     unit_norms,
 )
-from fxcompress.passes.structured.method import StructuredPass
+from fxcompress.passes.structured.method import Criterion, Reconstruction, Structured
 from fxcompress.passes.structured.scores import Normaliser, normalised
 from fxcompress.passes.structured.unweighted import bare_readers, unweighted
 from fxcompress.program import Program
@@ -40,7 +39,7 @@ Linkage = Literal["kmeans", "ward"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Folding(Sizing):
+class Folding(Structured, Reconstruction):
     """Merge units whose weights are alike (Cut Less, Fold More).
 
     Before, with ``ratio=0.5``::
@@ -87,45 +86,47 @@ class Folding(Sizing):
     seed: Seed | None = None
     exact_only: bool = True
 
-    def plan(self, program: Program) -> Plan:
-        """Cluster the units of every group.
+    @property
+    def own_reconstruction(self) -> Reconstruction:
+        return self
+
+    def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> Merge:
+        """Measure how units correlate, where that is asked for.
 
         Raises:
-            BudgetError: What was asked cannot be met.
             PlanError: ``statistics="data"`` and there are none.
         """
-        merge = _Merge(self)
-        return StructuredPass(criterion=merge, reconstruction=merge, **self.sizing).plan(program)
+        if self.statistics == "data" or (self.statistics == "auto" and program.task is not None):
+            norms = [(group, norm) for group in groups for norm in unit_norms(program, group)]
+            return Merge(self, measured(program, norms, "Folding"))
+        return Merge(self)
+
+    def declines(self, program: Program, group: ChannelGroup) -> str | None:
+        """Why a group stays whole: sums of what reads units must be another thing than means."""
+        return tied_axis(program.analysis.coupling, group.factor) or unweighted(program, group)
+
+    def score(self, program: Program, group: ChannelGroup) -> Tensor:
+        return self.prepare(program, (group,)).score(program, group)
+
+    def edits(self, program: Program, group: ChannelGroup, kept: Tensor) -> tuple[Edit, ...]:
+        return self.prepare(program, (group,)).edits(program, group, kept)
 
 
 @dataclass(eq=False)
-class _Merge:
-    """What the pass knows of one program."""
+class Merge(Criterion, Reconstruction):
+    """`Folding` in one plan.
+
+    Attributes:
+        options: What to do.
+        correlations: Of the units over each BatchNorm, where data told them.
+        lost: Squares that the clusters' means have not, so far.
+        whole: Squares of all that was clustered.
+    """
 
     options: Folding
     correlations: dict[tuple[ChannelGroup, str], Tensor] = field(default_factory=dict)
     lost: float = 0.0
     whole: float = 0.0
-
-    def __repr__(self) -> str:
-        return repr(self.options)
-
-    def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> _Merge:
-        wanted = self.options.statistics
-        if wanted == "data" or (wanted == "auto" and program.task is not None):
-            norms = [(group, norm) for group in groups for norm in unit_norms(program, group)]
-            return _Merge(self.options, measured(program, norms, "Folding"))
-        return _Merge(self.options)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        if not self.whole:
-            return ()
-        return (f"folding lost {self.lost / self.whole:.2%} of the squares of what it clustered",)
-
-    def declines(self, program: Program, group: ChannelGroup) -> str | None:
-        """Why a group stays whole: sums of what reads units must be another thing than means."""
-        return tied_axis(program.analysis.coupling, group.factor) or unweighted(program, group)
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         costs = [merge_costs(rows) for rows in self.features(program, group)]
@@ -149,6 +150,9 @@ class _Merge:
         cells = [cluster(rows, count, seed) for rows in features]
         self.lost += sum(own.inertia(rows) for own, rows in zip(cells, features, strict=True))
         self.whole += float(features.square().sum())
+        if self.whole:
+            lost = self.lost / self.whole
+            self.notes = (f"folding lost {lost:.2%} of the squares of what it clustered",)
         encode, decode = (torch.stack([getattr(c, n) for c in cells]) for n in ("encode", "decode"))
         values = _Values(program, group)
         self._norms(values, encode, features)

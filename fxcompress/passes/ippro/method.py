@@ -16,7 +16,8 @@ from fxcompress.edit.plan import Plan
 from fxcompress.passes.ippro.injection import by_graph, by_hooks
 from fxcompress.passes.ippro.scores import Filters, auto_step
 from fxcompress.passes.ippro.targets import find_targets
-from fxcompress.passes.structured.method import StructuredPass
+from fxcompress.passes.structured.parts import SELECTION, Criterion
+from fxcompress.passes.structured.planning import Planner
 from fxcompress.passes.structured.scores import Normaliser, normalised
 from fxcompress.program import Program
 
@@ -28,16 +29,12 @@ INJECTIONS = {"graph": by_graph, "hook": by_hooks}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class PROscore(Recipe):
-    """Score a unit by the angle at which one gradient step leaves its filter (IPPRO, eq. 4).
-
-    The program's data need labels, its task a loss. The scores of a group's producers are averaged,
-    as are those of a unit's copies (query and key, the pair that a rotation mixes).
+class Options(Recipe):
+    """What `PROscore` and `IPPRO` both take.
 
     Attributes:
         lam: The step λ, absolute as in the paper; ``auto`` takes the one that changes the middle
             score by a hundredth.
-        form: ``proscore``, or ``slope``, its rate of change at λ = 0.
         scale_free: Measure steps so that scores stay under rescaling of a unit and its consumers;
             the paper's do not.
         normaliser: What the scores of a group are divided by; the paper compares them as they are.
@@ -49,12 +46,25 @@ class PROscore(Recipe):
     """
 
     lam: Positive | Literal["auto"] = "auto"
-    form: Form = "proscore"
     scale_free: bool = False
     normaliser: Normaliser = "none"
     cells: Cells = "each"
     injection: Injection = "graph"
     samples: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PROscore(Options, Criterion):
+    """Score a unit by the angle at which one gradient step leaves its filter (IPPRO, eq. 4).
+
+    The program's data need labels, its task a loss. The scores of a group's producers are averaged,
+    as are those of a unit's copies (query and key, the pair that a rotation mixes).
+
+    Attributes:
+        form: ``proscore``, or ``slope``, its rate of change at λ = 0.
+    """
+
+    form: Form = "proscore"
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
         """Scores of one group alone; see `prepare` for several."""
@@ -92,7 +102,7 @@ class PROscore(Recipe):
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class Scored(Criterion):
     """What was found for the groups of one program.
 
     Attributes:
@@ -118,31 +128,20 @@ class Scored:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class IPPRO(Sizing):
+class IPPRO(Options, Sizing):
     """Keep the units whose PROscores are largest.
 
     ``IPPRO(budget=Budget(flops=0.5, allocation="global"))`` compares units of all layers, as the
     paper does; a ratio or a uniform budget ranks each layer by itself.
 
     Attributes:
-        lam: The step; see `PROscore` for this and all others.
-        score: ``proscore`` or ``slope``.
-        scale_free: Whether scores stay under rescaling of units.
-        normaliser: What the scores of a group are divided by.
-        cells: Rank heads by ``each`` or by their ``mean``.
-        injection: ``graph`` or ``hook``.
-        samples: How many samples of the data; None for all.
+        score: ``proscore`` or ``slope``, as `PROscore.form`; the other options are those of
+            `Options`.
         ratio: Share of units removed from every group, in [0, 1).
         budget: What must remain of the whole model instead.
     """
 
-    lam: Positive | Literal["auto"] = "auto"
     score: Form = "proscore"
-    scale_free: bool = False
-    normaliser: Normaliser = "none"
-    cells: Cells = "each"
-    injection: Injection = "graph"
-    samples: Count | None = None
 
     @property
     def criterion(self) -> PROscore:
@@ -150,4 +149,4 @@ class IPPRO(Sizing):
         return self.made(PROscore, form=self.score)
 
     def plan(self, program: Program) -> Plan:
-        return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)
+        return Planner(self, self.criterion, SELECTION).plan(program)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.arguments import Count, Positive
 from fxcompress.axes.coordinates import cell_numbers, coordinates
-from fxcompress.budget import Recipe, Sizing
-from fxcompress.edit.plan import Edit, Plan, Project, Replace
+from fxcompress.edit.plan import Edit, Project, Replace
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.layers.weights import Producer, producers
 from fxcompress.passes.kron_obs.factors import (
@@ -24,7 +23,14 @@ from fxcompress.passes.kron_obs.factors import (
     rows_removed,
     with_drawn_labels,
 )
-from fxcompress.passes.structured.method import DeclinedError, Selection, StructuredPass, refusal
+from fxcompress.passes.structured.method import (
+    SELECTION,
+    Criterion,
+    DeclinedError,
+    Reconstruction,
+    Structured,
+    refusal,
+)
 from fxcompress.passes.structured.scores import Normaliser, normalised
 from fxcompress.program import Program
 
@@ -33,17 +39,18 @@ Labels = Literal["drawn", "data"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class KroneckerSurgeon(Recipe):
-    """Score a unit by how much the loss rises without its rows, the other rows making up for it.
+class KronOBSPruning(Structured, Reconstruction):
+    """Keep the units whose loss the others can make up for least, and let them make up for it.
 
-    For each layer W that produces the units, with the factors A and G of its Fisher information,
-    that is ½ wᵢᵀ A wᵢ / [G⁻¹]ᵢᵢ, summed over the layers (Kron-OBS: Wang et al., ICML 2019, eq. 7).
-    As a reconstruction, W_K becomes W_K + G_KK⁻¹ G_KP W_P for the units K that stay and P that go.
-    A unit of several rows is scored by their sum.
+    A unit scores how much the loss rises without its rows, the other rows making up for it. For
+    each layer W that produces the units, with the factors A and G of its Fisher information, that
+    is ½ wᵢᵀ A wᵢ / [G⁻¹]ᵢᵢ, summed over the layers (Kron-OBS: Wang et al., ICML 2019, eq. 7). As a
+    reconstruction, W_K becomes W_K + G_KK⁻¹ G_KP W_P for the units K that stay and P that go. A
+    unit of several rows is scored by their sum.
 
     The layers are expanded as they are: what a BatchNorm adds after them goes with the unit, and is
     not counted. Linear layers and plain 2-d convolutions have factors; tables and depthwise layers
-    are left out.
+    are left out. Needs data, labels (or logits to draw them from) and a loss.
 
     Attributes:
         labels: ``drawn`` from the program's own softmax, for the Fisher information; or those of
@@ -51,14 +58,22 @@ class KroneckerSurgeon(Recipe):
         damping: Share of their mean diagonal that is added to both factors.
         normaliser: What makes the scores of groups comparable, for global budgets.
         samples: How many samples of the program's data are looked at; None for all.
+        update: Whether the rows that stay make up for those that go.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
     """
 
     labels: Labels = "drawn"
     damping: Positive = 1e-3
     normaliser: Normaliser = "none"
     samples: Count | None = None
+    update: bool = True
 
-    def prepare(self, program: Program, groups: Iterable[ChannelGroup]) -> Surgeon:
+    @property
+    def own_reconstruction(self) -> Reconstruction:
+        return self if self.update else SELECTION
+
+    def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> Surgeon:
         """Accumulate the factors of all layers in one pass over the data.
 
         Raises:
@@ -74,7 +89,6 @@ class KroneckerSurgeon(Recipe):
         return Surgeon(self, {name: each.damped(self.damping) for name, each in found.items()})
 
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
-        """Why a group stays whole."""
         return refusal(lambda: [_units(program, group, one) for one in _layers(program, group)])
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
@@ -85,10 +99,10 @@ class KroneckerSurgeon(Recipe):
 
 
 @dataclass(frozen=True, eq=False)
-class Surgeon:
+class Surgeon(Criterion, Reconstruction):
     """Damped factors by the name of the weight."""
 
-    recipe: KroneckerSurgeon
+    recipe: KronOBSPruning
     factors: Mapping[str, Factors]
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
@@ -168,35 +182,5 @@ def _value(program: Program, name: str) -> Tensor:
     return read_tensor(program.module, name).double()
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class KronOBSPruning(Sizing):
-    """Keep the units whose loss the others can make up for least, and let them make up for it.
-
-    See `KroneckerSurgeon`. Needs data, labels (or logits to draw them from) and a loss.
-
-    Attributes:
-        labels: ``drawn`` from the program's softmax, or those of the ``data``.
-        damping: Share of their mean diagonal that is added to the factors.
-        normaliser: What makes groups comparable, for global budgets; see `MagnitudePruning`.
-        samples: How many samples are looked at; None for all.
-        update: Whether the rows that stay make up for those that go.
-        ratio: Share of units removed from every group, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    labels: Labels = "drawn"
-    damping: Positive = 1e-3
-    normaliser: Normaliser = "none"
-    samples: Count | None = None
-    update: bool = True
-
-    @property
-    def criterion(self) -> KroneckerSurgeon:
-        """What scores the units, and updates the others."""
-        return self.made(KroneckerSurgeon)
-
-    def plan(self, program: Program) -> Plan:
-        both = self.criterion
-        rest = both if self.update else Selection()
-        one = StructuredPass(criterion=both, reconstruction=rest, **self.sizing)
-        return one.plan(program)
+KroneckerSurgeon = KronOBSPruning
+"""The name it has as a criterion and a reconstruction."""

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.arguments import Count, NotNegative
-from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.plan import Edit, Offset, Plan, Project, Replace
 from fxcompress.edit.rewrite import rewrite
 from fxcompress.passes.least_squares.changes import Changed, contributions
 from fxcompress.passes.least_squares.solve import Greedy, System
-from fxcompress.passes.structured.method import StructuredPass
+from fxcompress.passes.structured.method import Criterion, Reconstruction, Structured
 from fxcompress.passes.structured.readers import Reader, readers, takes_no_constant, unread
 from fxcompress.program import Program
 from fxcompress.stats import (
@@ -36,15 +35,16 @@ Order = Literal["refitted", "original"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class LeastSquares(Recipe):
-    """Choose units and refit their readers by the second moments of the readers' inputs.
+class LeastSquaresPruning(Structured, Reconstruction):
+    """Remove the units that the others can best make up for, and refit the layers that read them.
 
     With K = E[h hᵀ] of the signals h that a layer V reads, after every activation, norm, pooling
     and depthwise layer, the units P go and V_K becomes V_K + V_P K_PK (K_KK + λI)⁻¹: of all weights
-    on the units that stay, the nearest to what the layer gave on the data. No labels are needed.
-    As a criterion it removes one unit after another, each time the one that costs the sum of its
-    readers' outputs least, as a share of what they give; it may be combined with any other
-    reconstruction, and the refitting with any other criterion, in a `StructuredPass`.
+    on the units that stay, the nearest to what the layer gave on the data. It needs inputs and no
+    labels: ``compile(model, args, task=batches)``. As a criterion it removes one unit after
+    another, each time the one that costs the sum of its readers' outputs least, as a share of what
+    they give; it may be combined with any other reconstruction, and the refitting with any other
+    criterion, in a `StructuredPass`.
 
     In a convolution every tap of the kernel is an input of its own, which the other taps of the
     same unit and all taps of others stand in for; or taps share their coefficients, which costs
@@ -54,6 +54,10 @@ class LeastSquares(Recipe):
     (a residual stream) has units that are cheapest for all of them together, and each of them is
     refitted to its own inputs. A layer that several groups hold inputs of is refitted to what all
     of them leave.
+
+    Scores are what removals cost, as shares of what layers give, and add up: with a budget
+    ``allocation="exact"`` finds the widths that cost least together, and did better on ResNets than
+    ``"global"``, which ranks units without regard to what they save.
 
     Attributes:
         taps: Whether taps of a kernel have coefficients of their own.
@@ -66,6 +70,8 @@ class LeastSquares(Recipe):
         inputs: Most inputs of a layer that get a Gram matrix each; where there are more, taps
             share their coefficients, and then the places of a unit too.
         samples: How many samples at most; None for all.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
     """
 
     taps: bool = True
@@ -75,6 +81,10 @@ class LeastSquares(Recipe):
     order: Order = "refitted"
     inputs: Count = 8192
     samples: Count | None = None
+
+    @property
+    def own_reconstruction(self) -> Reconstruction:
+        return self
 
     def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> Fitted:
         """Look at the data once, for all groups.
@@ -103,7 +113,6 @@ class LeastSquares(Recipe):
         return Fitted(program, self, own, kinds, found, notes=notes)
 
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
-        """Why a group stays whole."""
         reason = unread(program, group)
         if reason is None and self.centred:
             reason = takes_no_constant(program, [o for o in readers(program, group) if not o.tied])
@@ -122,8 +131,8 @@ class LeastSquares(Recipe):
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """`LeastSquares` in one plan, with the moments it needs.
+class Fitted(Criterion, Reconstruction):
+    """`LeastSquaresPruning` in one plan, with the moments it needs.
 
     Attributes:
         program: As it was.
@@ -136,7 +145,7 @@ class Fitted:
     """
 
     program: Program
-    options: LeastSquares
+    options: LeastSquaresPruning
     readers: Mapping[ChannelGroup, tuple[Reader, ...]]
     kinds: Mapping[ChannelGroup, Grams]
     moments: Mapping[ChannelGroup, Moments]
@@ -251,40 +260,5 @@ def _kind(own: Sequence[Reader], widest: int) -> Grams:
     return "places" if alone <= widest else "units"
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class LeastSquaresPruning(Sizing):
-    """Remove the units that the others can best make up for, and refit the layers that read them.
-
-    It needs inputs to calibrate on, and no labels: ``compile(model, args, task=batches)``. Scores
-    are what removals cost, as shares of what layers give, and add up: with a budget
-    ``allocation="exact"`` finds the widths that cost least together, and did better on ResNets than
-    ``"global"``, which ranks units without regard to what they save.
-
-    Attributes:
-        taps: Whether taps of a kernel have coefficients of their own.
-        lambda_rel: The ridge, as a share of the mean square of the inputs; see `LeastSquares`.
-        centred: Use covariances, and let the readers' biases take up the means.
-        sequential: Refit each layer on what it gets from those that were refitted before it.
-        order: Choose with weights ``refitted`` after each removal, or as they were ``original``.
-        inputs: Widest layer whose inputs get a Gram matrix each.
-        samples: How many samples at most; None for all.
-        ratio: Share of units removed from every group, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    taps: bool = True
-    lambda_rel: NotNegative = 1e-3
-    centred: bool = False
-    sequential: bool = False
-    order: Order = "refitted"
-    inputs: Count = 8192
-    samples: Count | None = None
-
-    @property
-    def method(self) -> LeastSquares:
-        """What chooses the units and refits the layers."""
-        return self.made(LeastSquares)
-
-    def plan(self, program: Program) -> Plan:
-        method = self.method
-        return StructuredPass(criterion=method, reconstruction=method, **self.sizing).plan(program)
+LeastSquares = LeastSquaresPruning
+"""The name it has as a criterion and a reconstruction."""

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.arguments import NotNegative
-from fxcompress.budget import Recipe, Sizing
-from fxcompress.edit.plan import Edit, Plan, Project
+from fxcompress.edit.plan import Edit, Project
 from fxcompress.errors import PlanError
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.passes.elimination import Elimination, Rescoring, Vectors, eliminate
@@ -20,17 +19,18 @@ from fxcompress.passes.projective.pairs import Pairs, pairs_of
 from fxcompress.passes.projective.refusals import stays_whole
 from fxcompress.passes.projective.rewrites import Rewrites, compensate, redistribute
 from fxcompress.passes.projective.vectors import mean_of_scores, reader_norms, vectors_of
-from fxcompress.passes.structured.method import StructuredPass
+from fxcompress.passes.structured.method import Criterion, Reconstruction, Structured
 from fxcompress.program import Program
 
 Reconstruct = Literal["redistribute", "linear", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Projective(Recipe):
-    """Remove the unit whose weights the others reproduce best, and give its part back to them.
+class ProjectivePruning(Structured, Reconstruction):
+    """Remove the units whose weights the others reproduce best, and give their part back to them.
 
-    With w_i the weights of unit i and A the units left, each step solves (equations 4 to 8)::
+    With w_i the weights of unit i and A the units left, each step solves ("Projective Pruning",
+    equations 4 to 8)::
 
         q = argmin ‖Σ_j q_j w_j - w_i‖² + λ‖q‖²  over A without i      d_i = ‖Σ_j q_j w_j - w_i‖
 
@@ -63,6 +63,8 @@ class Projective(Recipe):
             nonlinearity is a ReLU, with ``linear``.
         safe: Clip the factors of rows to [0.05, 4].
         attention: ``joint`` as above, or ``concat``: query and key side by side.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
     """
 
     lam: NotNegative = 1e-3
@@ -79,6 +81,7 @@ class Projective(Recipe):
     attention: Literal["joint", "concat"] = "joint"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.aggregate == "mean_of_scores" and self.reconstruction != "none":
             raise PlanError(
                 "aggregate='mean_of_scores' averages distances and has no coefficients to "
@@ -90,8 +93,11 @@ class Projective(Recipe):
                 "reconstruction='linear' or 'none'"
             )
 
+    @property
+    def own_reconstruction(self) -> Reconstruction:
+        return self
+
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
-        """Why a group stays whole."""
         joint = self.attention == "joint" and not self.kernel
         return stays_whole(program, group, self.reconstruction, joint, self.kernel)
 
@@ -107,12 +113,12 @@ class Projective(Recipe):
 
 
 @dataclass(eq=False)
-class Prepared:
-    """`Projective` in one plan. It remembers the eliminations of the last group it scored: those of
-    all would take as much memory as the model.
+class Prepared(Criterion, Reconstruction):
+    """`ProjectivePruning` in one plan. It remembers the eliminations of the last group it scored:
+    those of all would take as much memory as the model.
     """
 
-    options: Projective
+    options: ProjectivePruning
     notes: list[str] = field(default_factory=list)
     last: tuple[ChannelGroup, list[Elimination]] | None = None
 
@@ -225,51 +231,5 @@ def _ridge(gram: Tensor, lam: float, relative: bool) -> float:
     return lam * float(gram.diagonal().mean()) if relative else lam
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class ProjectivePruning(Sizing):
-    """Remove the units whose weights the others reproduce best, and give their part back to them.
-
-    From "Projective Pruning"; the options are those of `Projective`.
-
-    Attributes:
-        lam: The ridge λ.
-        relative: Whether `lam` is a share of the mean squared length of a group's units.
-        alpha: Share given back to the weights of the units left.
-        beta: Share given back to their biases.
-        gamma: Share given back to the weights that read them.
-        rescoring: ``exact``, ``scaled``, ``static``, ``authors`` or ``oneshot``.
-        aggregate: ``concat`` or ``mean_of_scores``.
-        rows: ``raw`` or ``effective``.
-        reconstruction: ``redistribute``, ``linear`` or ``none``.
-        kernel: None or ``arccos``.
-        safe: Clip the factors of rows to [0.05, 4].
-        attention: ``joint`` or ``concat``.
-        ratio: Share of units removed from every group, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    lam: NotNegative = 1e-3
-    relative: bool = False
-    alpha: float = 0.5
-    beta: float = 0.5
-    gamma: float = 0.5
-    rescoring: Rescoring = "exact"
-    aggregate: Literal["concat", "mean_of_scores"] = "concat"
-    rows: Literal["raw", "effective"] = "raw"
-    reconstruction: Reconstruct = "redistribute"
-    kernel: Literal["arccos"] | None = None
-    safe: bool = False
-    attention: Literal["joint", "concat"] = "joint"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.method  # noqa: B018 - checks the options
-
-    @property
-    def method(self) -> Projective:
-        """What scores the units and reconstructs."""
-        return self.made(Projective)
-
-    def plan(self, program: Program) -> Plan:
-        method = self.method
-        return StructuredPass(criterion=method, reconstruction=method, **self.sizing).plan(program)
+Projective = ProjectivePruning
+"""The name it has as a criterion and a reconstruction."""

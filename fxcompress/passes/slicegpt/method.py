@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.arguments import Count
-from fxcompress.budget import Recipe, Sizing
 from fxcompress.edit.offset import refuses_offset
-from fxcompress.edit.plan import Edit, Offset, Plan, Project, Replace
+from fxcompress.edit.plan import Edit, Offset, Project, Replace
 from fxcompress.errors import PlanError
 from fxcompress.graph.parameters import names_of, read_tensor
 from fxcompress.layers.weights import consumers, producers
@@ -24,7 +23,13 @@ from fxcompress.passes.slicegpt.norms import (
     handed_on_by,
     stream_norms,
 )
-from fxcompress.passes.structured.method import DeclinedError, StructuredPass, refusal
+from fxcompress.passes.structured.method import (
+    Criterion,
+    DeclinedError,
+    Reconstruction,
+    Structured,
+    refusal,
+)
 from fxcompress.program import Program
 from fxcompress.stats.observe import observe
 
@@ -33,15 +38,16 @@ Affine = tuple[Tensor, Tensor]
 """Gain and shift of a norm."""
 
 
-@dataclass(frozen=True, repr=False)
-class PrincipalAxes(Recipe):
-    """Score the principal axes of a stream by their variance, and turn the stream into them.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SliceGPT(Structured, Reconstruction):
+    """Turn the residual stream into its principal axes and keep the first of them.
 
-    Ashkboos et al., ICLR 2024: writers become QᵀW, readers W diag(gain) Q, every norm's gain one,
-    with Q the eigenvectors of Σ x xᵀ over what the norms read, each sample divided by its root mean
-    square. All of that is exact. Then the axes of the smallest eigenvalues go; norms still divide
-    by √(Σ x² / d) with the d of before, for the factor √(d/k) is folded into the readers (what is
-    added to the mean square, ε, counts k/d of what it did).
+    Axes score their variance (Ashkboos et al., ICLR 2024). It needs data, without labels. Writers
+    become QᵀW, readers W diag(gain) Q, every norm's gain one, with Q the eigenvectors of Σ x xᵀ
+    over what the norms read, each sample divided by its root mean square. All of that is exact.
+    Then the axes of the smallest eigenvalues go; norms still divide by √(Σ x² / d) with the d of
+    before, for the factor √(d/k) is folded into the readers (what is added to the mean square, ε,
+    counts k/d of what it did).
 
     There is one Q for the whole stream, and not one for each block: skip connections then need no
     matrices.
@@ -53,11 +59,19 @@ class PrincipalAxes(Recipe):
 
     Attributes:
         samples: How many samples of the program's data are looked at; None for all.
+        dims: Only residual streams have the norms that it needs.
+        ratio: Share of axes removed from every stream, in [0, 1).
+        budget: What must remain of the whole model instead.
     """
 
     samples: Count | None = None
+    dims: str | tuple[str, ...] | None = ("residual",)
 
-    def prepare(self, program: Program, groups: Iterable[ChannelGroup]) -> Rotations:
+    @property
+    def own_reconstruction(self) -> Reconstruction:
+        return self
+
+    def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> Rotations:
         """Find the axes of all groups in one pass over the data.
 
         Raises:
@@ -78,7 +92,6 @@ class PrincipalAxes(Recipe):
         )
 
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
-        """Why a stream stays whole."""
         return refusal(lambda: _check_offsets(program, group))
 
     def score(self, program: Program, group: ChannelGroup) -> Tensor:
@@ -89,7 +102,7 @@ class PrincipalAxes(Recipe):
 
 
 @dataclass(frozen=True, eq=False)
-class Rotations:
+class Rotations(Criterion, Reconstruction):
     """Eigenvalues, descending, and axes as columns, of each stream."""
 
     axes: Mapping[ChannelGroup, tuple[Tensor, Tensor]]
@@ -226,27 +239,5 @@ def _scaled(program: Program, name: str, dim: int, scale: Tensor) -> Replace:
     return Replace(name, (value.double() * scale.reshape(shape).to(value.device)).to(value))
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class SliceGPT(Sizing):
-    """Turn the residual stream into its principal axes and keep the first of them.
-
-    See `PrincipalAxes`. Needs data, without labels.
-
-    Attributes:
-        samples: How many samples of the program's data are looked at; None for all.
-        ratio: Share of axes removed from every stream, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    samples: Count | None = None
-    dims: str | tuple[str, ...] | None = ("residual",)
-
-    @property
-    def criterion(self) -> PrincipalAxes:
-        """What ranks the axes, and turns the stream."""
-        return PrincipalAxes(self.samples)
-
-    def plan(self, program: Program) -> Plan:
-        both = self.criterion
-        one = StructuredPass(criterion=both, reconstruction=both, **self.sizing)
-        return one.plan(program)
+PrincipalAxes = SliceGPT
+"""The name it has as a criterion and a reconstruction."""

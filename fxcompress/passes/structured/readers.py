@@ -10,25 +10,16 @@ import torch
 from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup, Site
-from fxcompress.arguments import Count
 from fxcompress.axes.expressions import leaves
-from fxcompress.budget import Recipe
 from fxcompress.edit.offset import refuses_offset
 from fxcompress.errors import PlanError
 from fxcompress.graph.parameters import names_of, read_tensor
 from fxcompress.layers.weights import Consumer, consumers
-from fxcompress.passes.structured.scores import (
-    Aggregate,
-    Normaliser,
-    combined,
-    normalised,
-)
 from fxcompress.program import Program
 from fxcompress.stats import (
     Features,
     Moments,
     Read,
-    moments,
     places_of,
     unit_signals,
     window_of,
@@ -188,35 +179,3 @@ def unread(program: Program, group: ChannelGroup) -> str | None:
 
 def _value(program: Program, name: str) -> Tensor:
     return read_tensor(program.module, name)
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class ByInputs(Recipe):
-    """Base of criteria that look at the inputs of the layers that read a group.
-
-    Attributes:
-        aggregate: How several layers that read a group are combined.
-        normaliser: What makes the scores of groups comparable, for global budgets.
-        samples: How many samples at most; None for all.
-    """
-
-    aggregate: Aggregate = "mean"
-    normaliser: Normaliser = "mean"
-    samples: Count | None = None
-
-    def declines(self, program: Program, group: ChannelGroup) -> str | None:
-        """Why a group stays whole."""
-        return unread(program, group)
-
-    def seen(self, program: Program, groups: Sequence[ChannelGroup]) -> dict[ChannelGroup, Moments]:
-        """Moments of all groups, from one pass over the data.
-
-        Raises:
-            PlanError: There are no data, or a group has units that no layer reads.
-        """
-        who = type(self).__name__
-        return moments(program, groups, gram="none", who=who, samples=self.samples)
-
-    def over_readers(self, each: list[Tensor]) -> Tensor:
-        """The score of a group from those of the layers that read it."""
-        return normalised(combined(each, self.aggregate), self.normaliser)

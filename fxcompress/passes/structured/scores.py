@@ -6,7 +6,7 @@ A *member* is one axis of a parameter that holds the units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "MemberRole",
     "Normaliser",
     "combined",
+    "comparable",
     "entries_of",
     "is_bias",
     "lamp",
@@ -64,10 +65,15 @@ def entries_of(program: Program, group: ChannelGroup, site: Site, places: Tensor
     return unit_rows(rows, (expr,), group.factor, group.over).to(torch.float64)
 
 
-def combined(each: Sequence[Tensor], aggregate: Aggregate) -> Tensor:
-    """The scores of several members as one."""
+def comparable(each: Iterable[Tensor], aggregate: Aggregate, normaliser: Normaliser) -> Tensor:
+    """The score of a group from those of its members, made comparable to other groups' scores."""
+    return normalised(combined(each, aggregate), normaliser)
+
+
+def combined(each: Iterable[Tensor], aggregate: Aggregate) -> Tensor:
+    """The scores of several members as one; of ``first`` no other member is computed."""
     if aggregate == "first":
-        return each[0]
+        return next(iter(each))
     together = torch.stack(tuple(each))
     if aggregate == "max":
         return together.amax(0)

@@ -8,7 +8,7 @@ that Hessian is shown only the last one counts. What these are meant to be are p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.arguments import Count
-from fxcompress.budget import Recipe, Sizing
-from fxcompress.edit.plan import Plan
 from fxcompress.errors import PlanError
-from fxcompress.passes.structured.method import DeclinedError, StructuredPass
+from fxcompress.passes.structured.method import Criterion, DeclinedError, Structured
 from fxcompress.passes.torch_pruning.groups import Presented, present
 from fxcompress.program import Program
 from fxcompress.stats import Gradients, gradients
@@ -53,23 +51,26 @@ def library() -> Any:
     return torch_pruning
 
 
-@dataclass(frozen=True, repr=False)
-class TorchPruning(Recipe):
-    """Score units by one of torch-pruning's importance classes.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TorchPruningPass(Structured):
+    """Keep the units that one of torch-pruning's importance classes ranks highest.
 
-    Its sums are in float32. Gradients, where it wants some, are those of the task's loss.
+    Groups, widths and the removal are ours; only the scores are that library's. Its sums are in
+    float32. Gradients, where it wants some, are those of the task's loss.
 
     Attributes:
         importance: The name of the class in ``torch_pruning.importance``.
         options: Its arguments, such as ``{"p": 1, "group_reduction": "first"}``.
         samples: How many samples it sees at most, where it wants gradients.
+        ratio: Share of units removed from every group, in [0, 1).
+        budget: What must remain of the whole model instead.
     """
 
     importance: Importance = "MagnitudeImportance"
     options: Mapping[str, Any] | None = None
     samples: Count | None = None
 
-    def prepare(self, program: Program, groups: Iterable[ChannelGroup]) -> _Prepared:
+    def prepare(self, program: Program, groups: Sequence[ChannelGroup]) -> _Prepared:
         """Present all groups, with gradients where the class wants some."""
         tp = library()
         scorer = getattr(tp.importance, self.importance)(**(self.options or {}))
@@ -84,8 +85,8 @@ class TorchPruning(Recipe):
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
-    recipe: TorchPruning
+class _Prepared(Criterion):
+    recipe: TorchPruningPass
     scorer: Any
     presented: Mapping[ChannelGroup, Presented]
 
@@ -166,28 +167,5 @@ _FEEDERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class TorchPruningPass(Sizing):
-    """Keep the units that one of torch-pruning's importance classes ranks highest.
-
-    Groups, widths and the removal are ours; only the scores are that library's.
-
-    Attributes:
-        importance: The name of the class; see `TorchPruning`.
-        options: Its arguments.
-        samples: How many samples it sees at most, where it wants gradients.
-        ratio: Share of units removed from every group, in [0, 1).
-        budget: What must remain of the whole model instead.
-    """
-
-    importance: Importance = "MagnitudeImportance"
-    options: Mapping[str, Any] | None = None
-    samples: Count | None = None
-
-    @property
-    def criterion(self) -> TorchPruning:
-        """What scores the units."""
-        return TorchPruning(self.importance, self.options, self.samples)
-
-    def plan(self, program: Program) -> Plan:
-        return StructuredPass(criterion=self.criterion, **self.sizing).plan(program)
+TorchPruning = TorchPruningPass
+"""The name it has as a criterion."""

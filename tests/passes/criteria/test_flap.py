@@ -137,7 +137,7 @@ def test_a_constant_unit_goes_and_nothing_changes() -> None:
 
 def test_without_data_it_says_what_to_pass() -> None:
     model, args, _ = models.build("mlp")
-    with pytest.raises(PlanError, match=r"Fluctuation looks at data and there are none"):
+    with pytest.raises(PlanError, match=r"FLAPPruning looks at data and there are none"):
         fx.compile(model, args, passes=[FLAPPruning(ratio=0.5)])
 
 

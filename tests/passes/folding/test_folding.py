@@ -19,7 +19,7 @@ from fxcompress.edit.rewrite import rewrite
 from fxcompress.errors import PlanError
 from fxcompress.graph.parameters import find_tensor
 from fxcompress.passes import Folding
-from fxcompress.passes.folding.method import _Merge
+from fxcompress.passes.folding.method import Merge
 from fxcompress.passes.folding.norms import by_factor, by_matrix, cosines
 from fxcompress.program import Program
 from models import build, randomize, rebatch
@@ -37,7 +37,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 def folded(found: Program, group: ChannelGroup, count: int, **options: Any) -> Any:
     """The module with only one group folded to `count` units."""
-    merge = _Merge(Folding(ratio=0.5, **options)).prepare(found, [group])
+    merge = Merge(Folding(ratio=0.5, **options)).prepare(found, [group])
     edits = merge.edits(found, group, torch.arange(count))
     return rewrite(found.module, found.analysis.coupling, Plan(edits)).module
 
@@ -118,7 +118,7 @@ def test_producers_are_averaged_and_consumers_add_up() -> None:
     small = folded(found, group, 2)
     encode = next(
         e.encode
-        for e in _Merge(Folding(ratio=0.5)).edits(found, group, torch.arange(2))
+        for e in Merge(Folding(ratio=0.5)).edits(found, group, torch.arange(2))
         if isinstance(e, Project)
     )
     before, after = dict(found.module.named_parameters()), dict(small.named_parameters())
@@ -169,7 +169,7 @@ def test_effective_rows_merge_what_the_norms_give() -> None:
     group = found.group("first")
     for statistics in ("data", "isotropic", "correlation", "mean"):
         options: dict[str, Any] = {"rows": "effective", "statistics": statistics}
-        merge = _Merge(Folding(ratio=0.5, **options)).prepare(found, [group])
+        merge = Merge(Folding(ratio=0.5, **options)).prepare(found, [group])
         project = merge.edits(found, group, torch.arange(3))[-1]
         assert isinstance(project, Project)
         small = folded(found, group, 3, **options)
@@ -214,7 +214,7 @@ def test_merged_query_and_key_dims_give_the_mean_query_with_the_sum_of_keys() ->
     net: Any = randomize(Scores()).double()
     found = fx.compile(net, (torch.randn(2, 5, 6, dtype=torch.float64),))
     (group,) = (each for each in found.groups if each.kind == "qk")
-    merge = _Merge(Folding(ratio=0.5))
+    merge = Merge(Folding(ratio=0.5))
     encode = merge.edits(found, group, torch.arange(2))[-1].projects[0].encode
     small = folded(found, group, 2)
     members = (encode > 0).double()

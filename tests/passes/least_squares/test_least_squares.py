@@ -324,7 +324,7 @@ def test_taps_of_wide_kernels_share_coefficients_and_the_report_says_so() -> Non
 
 def test_without_data_it_says_what_to_pass() -> None:
     model, x = made("gated")
-    with pytest.raises(PlanError, match=r"LeastSquares looks at data and there are none; pass"):
+    with pytest.raises(PlanError, match=r"Pruning looks at data and there are none; pass"):
         fx.compile(model, (x,), passes=[LeastSquaresPruning(ratio=0.5)])
 
 

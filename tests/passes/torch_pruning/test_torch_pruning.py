@@ -57,7 +57,7 @@ def test_scores_are_the_reference_ones(
     options: Any,
     expected: str,
 ) -> None:
-    criterion = TorchPruning(importance, {"normalizer": None} | options)
+    criterion = TorchPruning(importance=importance, options={"normalizer": None} | options)
     score = criterion.score(scored, scored.group("first"))
     _close(score[0], reference_scores[expected])
 
@@ -107,7 +107,7 @@ def test_scores_are_what_the_library_says_of_the_model_itself(
 ) -> None:
     model, args, inputs, labels = _labelled(name)
     ours = fx.compile(model, args, task=fx.Task([(inputs, labels)], _loss))
-    criterion = TorchPruning(importance, options).prepare(
+    criterion = TorchPruning(importance=importance, options=options).prepare(
         ours, [group for group in ours.groups if not group.frozen]
     )
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=args)
@@ -137,7 +137,9 @@ def test_of_the_samples_that_its_hessian_is_shown_only_the_last_counts() -> None
     scores = []
     for data in batches:
         found = fx.compile(model, args, task=fx.Task(data, _loss))
-        scores.append(TorchPruning("HessianImportance").score(found, found.group("first.0")))
+        scores.append(
+            TorchPruning(importance="HessianImportance").score(found, found.group("first.0"))
+        )
     _close(scores[0], scores[1])
     assert not torch.allclose(scores[0], scores[2], rtol=1e-2)
 
@@ -146,7 +148,9 @@ def test_obdc_weighs_squares_by_the_mean_square_of_the_gradient() -> None:
     model, args, inputs, labels = _labelled("mlp")
     found = fx.compile(model, args, task=fx.Task([(inputs, labels)], _loss))
     options = {"normalizer": None, "num_classes": 3}
-    score = TorchPruning("OBDCImportance", options).score(found, found.group("first"))
+    score = TorchPruning(importance="OBDCImportance", options=options).score(
+        found, found.group("first")
+    )
     squares = []
     for at in range(len(inputs)):
         model.zero_grad()
@@ -164,7 +168,7 @@ def test_obdc_scores_convolutions_beside_norms() -> None:
 
 
 def test_random_scores_are_the_same_again_and_leave_the_generator_alone() -> None:
-    found, criterion = program("conv_chain"), TorchPruning("RandomImportance")
+    found, criterion = program("conv_chain"), TorchPruning(importance="RandomImportance")
     state = torch.get_rng_state()
     first, again = (criterion.score(found, found.group("first.0")) for _ in range(2))
     assert torch.equal(first, again)
@@ -196,7 +200,7 @@ def test_the_repr_of_a_pass_makes_it_again(one: object) -> None:
 def test_a_class_that_there_is_not_is_refused() -> None:
     words = "importance must be .*, not .Magnitude.; did you mean .MagnitudeImportance"
     with pytest.raises(PlanError, match=words):
-        TorchPruning("Magnitude")  # type: ignore[arg-type]
+        TorchPruning(importance="Magnitude")  # type: ignore[arg-type]
 
 
 def test_groups_that_it_cannot_score_are_named() -> None:
