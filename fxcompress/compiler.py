@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,10 +15,11 @@ from torch import Tensor
 from fxcompress.ambient import sealed
 from fxcompress.analysis.couple import check_pins
 from fxcompress.analysis.groups import names_after
-from fxcompress.arguments import Seed, checked
+from fxcompress.arguments import FilePath, Seed, checked
 from fxcompress.budget import Recipe
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import Captured, DynamicSpec, Source, capture
+from fxcompress.capture.lazily import capture_lazily
 from fxcompress.edit.masks import masks_after
 from fxcompress.edit.plan import Plan
 from fxcompress.edit.rewrite import rewrite
@@ -43,7 +45,12 @@ Progress = Callable[[str], None]
 
 
 @checked(
-    PlanError, model=CaptureError, args=CaptureError, kwargs=CaptureError, dynamic=CaptureError
+    PlanError,
+    model=CaptureError,
+    args=CaptureError,
+    kwargs=CaptureError,
+    dynamic=CaptureError,
+    weights=CaptureError,
 )
 @sealed
 def compile(
@@ -60,6 +67,7 @@ def compile(
     seed: Seed = 0,
     on_progress: Progress | None = None,
     trust: bool = False,
+    weights: FilePath | None = None,
 ) -> Program:
     """Compress a model and return a program of the same interface, with the evidence that it is
     right.
@@ -84,6 +92,10 @@ def compile(
         on_progress: Called with a line of text before each stage.
         trust: Open a ``.pt2`` file even where it holds pickles or compiled libraries. Such a file
             is code, as a Python file is: open none that you would not run.
+        weights: Where the values of a module's parameters are: a ``.safetensors`` file, or a folder
+            of them, as Hugging Face's are. The model may lie on the meta device. Values are read
+            one tensor at a time, when they are scored and when they are saved, so that a model
+            larger than memory can be compressed.
 
     Returns:
         A `Program`: call it like the model, print it, save it, or hand it to `fxcompress.export`.
@@ -106,7 +118,10 @@ def compile(
     tell = on_progress or logger.info
     _check(passes)
     tell("capture")
-    captured = capture(model, args, kwargs, dynamic, canonicalize, trust=trust)
+    if weights is None:
+        captured = capture(model, args, kwargs, dynamic, canonicalize, trust=trust)
+    else:
+        captured = capture_lazily(model, args, kwargs, dynamic, canonicalize, weights=Path(weights))
     program = Program(
         module=captured.module,
         args=captured.args,

@@ -19,6 +19,7 @@ from fxcompress.axes.expressions import Axes, Factor
 from fxcompress.canonicalize.constants import is_constant
 from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.lazy import value_of
 from fxcompress.graph.metadata import is_tensor, parameter_of, shape_of
 from fxcompress.graph.parameters import find_tensor, names_of
 from fxcompress.graph.through import keeps
@@ -123,11 +124,14 @@ def _can_be_zeroed(ctx: Context, name: str) -> bool:
     zero. A buffer or another constant is a number in the model's function, and one without a value
     (on the meta device) may be any.
     """
-    value = find_tensor(ctx.module, name)
-    assert value is not None
-    if isinstance(value, nn.Parameter):
+    tensor = find_tensor(ctx.module, name)
+    assert tensor is not None
+    if isinstance(tensor, nn.Parameter):
         return True
-    return is_constant(name) and not value.is_meta and not bool(value.any())
+    if not is_constant(name):
+        return False
+    value = value_of(tensor)
+    return not value.is_meta and not bool(value.any())
 
 
 def _reparametrized(ctx: Context, node: fx.Node) -> None:

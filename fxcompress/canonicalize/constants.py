@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph.captured import MODE_FLAGS, CapturedModule, aten
 from fxcompress.graph.emit import emit
+from fxcompress.graph.lazy import Held, attach, value_of
 from fxcompress.graph.metadata import is_free, is_tensor
 from fxcompress.graph.parameters import set_tensor, tensor_of
 
@@ -38,6 +39,8 @@ _LITERAL = re.compile(r"(.+\.)?lifted_tensor_\d+")
 
 _FOLDED = re.compile(r"_const_\d+")
 """What `fold_constants` calls its buffers."""
+
+_CPU, _META = torch.device("cpu"), torch.device("meta")
 
 Snapshot = tuple[fx.Node, int]
 """A node and how often its memory had been written to when it was read."""
@@ -84,7 +87,8 @@ def _is_constant(node: fx.Node, constants: dict[fx.Node, None]) -> bool:
     if not _has_fixed_size(node.meta.get("val")):
         return False
     if node.op == "get_attr":
-        return _LITERAL.fullmatch(str(node.target)) is not None
+        # On the meta device torch writes numbers down without their values.
+        return _LITERAL.fullmatch(str(node.target)) is not None and not node.meta["val"].is_meta
     if node.target is operator.getitem:
         return node.args[0] in constants
     if not isinstance(node.target, OpOverload) or node.target.namespace not in ("aten", "prims"):
@@ -108,7 +112,10 @@ def _has_fixed_size(value: object) -> bool:
 def _evaluate(
     module: CapturedModule, foldable: dict[fx.Node, None]
 ) -> tuple[dict[Snapshot, Tensor], dict[Snapshot, list[fx.Node]]]:
-    """Run the foldable nodes in order; give what the other nodes read of them, and who reads it."""
+    """Run the foldable nodes in order; give what the other nodes read of them, and who reads it.
+
+    Those of a module on the meta device run on the CPU.
+    """
     values: dict[fx.Node, Any] = {}
     snapshots: dict[Snapshot, Tensor] = {}
     readers: defaultdict[Snapshot, list[fx.Node]] = defaultdict(list)
@@ -132,29 +139,39 @@ def _run(module: CapturedModule, node: fx.Node, values: dict[fx.Node, Any]) -> A
     if node.op == "get_attr":
         return tensor_of(module, node).clone()
 
-    def value_of(source: fx.Node) -> Any:
+    def known(source: fx.Node) -> Any:
         return values[source] if source in values else _stand_in(node, source)
 
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
+    given = fx.node.map_arg((node.args, node.kwargs), known)
+    args, kwargs = fx.node.map_aggregate(given, _with_values)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _with_values(argument: Any) -> Any:
+    """The CPU for the meta device, on which nothing would come of a computation."""
+    return _CPU if isinstance(argument, torch.device) and argument == _META else argument
 
 
 def _stand_in(node: fx.Node, source: fx.Node) -> Tensor:
     """A tensor of the same kind as one whose values are not looked at."""
     like: Tensor = source.meta["val"]
+    device = _with_values(like.device)
     if node.target in _NEW:
-        return torch.empty(0, dtype=like.dtype, device=like.device)
-    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+        return torch.empty(0, dtype=like.dtype, device=device)
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)
 
 
 def constant_of(module: CapturedModule, node: object) -> Tensor | None:
-    """The tensor that `node` reads if it is the same in every call, else None.
+    """The tensor that `node` reads if it is the same in every call and has values, else None.
 
     Buffers of the model are not: loading a state may change them.
     """
     if not isinstance(node, fx.Node) or node.op != "get_attr" or not is_tensor(node):
         return None
-    return tensor_of(module, node) if is_constant(str(node.target)) else None
+    if not is_constant(str(node.target)):
+        return None
+    value = value_of(tensor_of(module, node))
+    return None if value.is_meta else value
 
 
 def is_constant(name: str) -> bool:
@@ -172,6 +189,8 @@ def _narrow(value: Tensor) -> Tensor:
 
 def _register(module: CapturedModule, name: str, source: fx.Node, value: Tensor) -> fx.Node:
     """A buffer with this value and a node that reads it, expanded to the size of `source`."""
+    if source.meta["val"].is_meta:
+        value = attach(value.to("meta"), Held(value))
     set_tensor(module, name, value, persistent=False)
     graph = module.graph
     with graph.inserting_before(next(iter(graph.nodes))):

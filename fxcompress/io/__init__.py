@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from fxcompress.errors import LoadError
 from fxcompress.files.tensors import Part
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.lazy import value_of
 from fxcompress.graph.parameters import set_tensor
 from fxcompress.io.files import Digests, program_target, storable, write
 from fxcompress.io.graphs import check_graph, dump_graph, load_graph
@@ -239,7 +240,7 @@ def _entries(module: CapturedModule) -> Iterator[_Entry]:
 
 
 def _part(name: str, tensor: Tensor) -> Part:
-    return storable(tensor, lambda: tensor, name)
+    return storable(tensor, lambda: value_of(tensor), name)
 
 
 def _describe(tensor: Tensor, digest: str) -> Json:

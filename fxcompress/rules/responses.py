@@ -118,7 +118,7 @@ class _Run:
         if not all(is_tensor(operand) or is_size(operand) for operand in node.all_input_nodes):
             return None
         given = ((operand, constant_of(ctx.module, operand)) for operand in node.all_input_nodes)
-        known = ((op, c) for op, c in given if c is not None and not c.is_meta)  # meta: no value
+        known = ((op, c) for op, c in given if c is not None)
         return _Run(node, {op: c for op, c in known if c.numel() == 1})
 
     @property

@@ -55,14 +55,33 @@ class Number(nn.Module):
 
 @pytest.mark.parametrize(
     ("function", "exact"),
-    [(torch.mul, True), (torch.div, True), (torch.add, False), (torch.eq, False)],
+    [(torch.mul, True), (torch.div, True), (torch.add, False), (torch.eq, True)],
     ids=["mul", "div", "add", "eq"],
 )
-def test_a_number_without_a_value_may_be_any(
-    function: Callable[[Tensor, Tensor], Tensor], exact: bool
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_number_that_the_forward_makes_has_its_value_everywhere(
+    function: Callable[[Tensor, Tensor], Tensor], exact: bool, device: str
 ) -> None:
-    program = fx.compile(Number(function).to("meta"), (torch.ones(2, 4, device="meta"),))
+    program = fx.compile(Number(function).to(device), (torch.ones(2, 4, device=device),))
     assert next(g.exact for g in program.groups if g.name == "first") == exact
+
+
+class Literal(nn.Module):
+    """Units that are shifted by a number which the forward writes out."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.first, self.number = nn.Linear(4, 6), number
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = (self.first(x) + torch.tensor([self.number], device=x.device)).sum(-1)
+        return out
+
+
+@pytest.mark.parametrize("number", [0.0, 2.0])
+def test_a_number_that_lost_its_value_may_be_any(number: float) -> None:
+    program = fx.compile(Literal(number).to("meta"), (torch.ones(2, 4, device="meta"),))
+    assert not next(g.exact for g in program.groups if g.name == "first")
 
 
 @pytest.mark.parametrize(
