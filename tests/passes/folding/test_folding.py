@@ -37,7 +37,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 def folded(found: Program, group: ChannelGroup, count: int, **options: Any) -> Any:
     """The module with only one group folded to `count` units."""
-    merge = Merge(Folding(ratio=0.5, **options)).prepare(found, [group])
+    merge = Folding(ratio=0.5, **options).prepare(found, [group])
     edits = merge.edits(found, group, torch.arange(count))
     return rewrite(found.module, found.analysis.coupling, Plan(edits)).module
 
@@ -169,7 +169,7 @@ def test_effective_rows_merge_what_the_norms_give() -> None:
     group = found.group("first")
     for statistics in ("data", "isotropic", "correlation", "mean"):
         options: dict[str, Any] = {"rows": "effective", "statistics": statistics}
-        merge = Merge(Folding(ratio=0.5, **options)).prepare(found, [group])
+        merge = Folding(ratio=0.5, **options).prepare(found, [group])
         project = merge.edits(found, group, torch.arange(3))[-1]
         assert isinstance(project, Project)
         small = folded(found, group, 3, **options)
