@@ -16,9 +16,11 @@ from fxcompress.passes.folding.clusters import (
     Clusters,
     kmeans,
     merge_costs,
+    numbered,
     special,
     ward,
 )
+from fxcompress.passes.folding.moves import Partition
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -137,6 +139,22 @@ def test_no_single_move_helps(seed: int, units: int, data: st.DataObject) -> Non
             labels[unit] = cluster
             if len(labels.unique()) == found.count:
                 assert Clusters(labels).inertia(features) >= best - 1e-9 * best
+
+
+@given(SEEDS, st.integers(3, 20), st.integers(1, 40), st.data())
+def test_the_error_after_any_moves_is_that_of_the_units(
+    seed: int, units: int, swaps: int, data: st.DataObject
+) -> None:
+    """What is kept of every cluster follows the moves, those that are taken back too."""
+    features, generator = rows(seed, units, 3), np.random.default_rng(seed)
+    count = data.draw(st.integers(2, units - 1))
+    labels = np.append(np.arange(count), generator.integers(count, size=units - count))
+    centred = (features - features.mean(0)).numpy()
+    partition = Partition(centred @ centred.T, labels)
+    partition.improve(swaps, 5, generator)
+    found = numbered(partition.labels)
+    assert found.count == count
+    assert partition.error == pytest.approx(found.inertia(features), abs=1e-12 * units)
 
 
 @given(SEEDS, st.integers(1, 12), st.data())
