@@ -66,12 +66,14 @@ METHODS: Mapping[str, Callable[..., Any]] = {
     "authors 0/0/0": _projective(0, 0, 0, rescoring="authors"),
     "authors .5/.5/0": _projective(0.5, 0.5, 0, rescoring="authors"),
     "authors .5/.5/.5": _projective(0.5, 0.5, 0.5, rescoring="authors"),
-    "exact 0/0/0": _projective(0, 0, 0),
-    "exact .5/.5/.5": _projective(0.5, 0.5, 0.5),
+    "exact 0/0/0": _projective(0, 0, 0, rescoring="exact"),
+    "exact .5/.5/.5": _projective(0.5, 0.5, 0.5, rescoring="exact"),
     "scaled .5/.5/.5": _projective(0.5, 0.5, 0.5, rescoring="scaled"),
     "static .5/.5/.5": _projective(0.5, 0.5, 0.5, rescoring="static"),
     "oneshot .5/.5/.5": _projective(0.5, 0.5, 0.5, rescoring="oneshot"),
-    "exact, effective rows": _projective(0.5, 0.5, 0.5, rows="effective"),
+    "exact, effective rows": _projective(
+        0.5, 0.5, 0.5, rows="effective", rescoring="exact"
+    ),
     "linear compensation": partial(
         passes.ProjectivePruning, rows="effective", reconstruction="linear", rescoring="static"
     ),
@@ -84,7 +86,10 @@ METHODS: Mapping[str, Callable[..., Any]] = {
 RIDGES = (0.0, 1e-3, 0.1, 1.0, 10.0)
 METHODS = {
     **METHODS,
-    **{f"exact, λ = {lam:g}": _projective(0.5, 0.5, 0.5, lam=lam) for lam in RIDGES},
+    **{
+        f"exact, λ = {lam:g}": _projective(0.5, 0.5, 0.5, lam=lam, rescoring="exact")
+        for lam in RIDGES
+    },
 }
 SEEDS = {"random": (0, 1, 2)}
 

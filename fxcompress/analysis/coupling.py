@@ -37,7 +37,8 @@ class Coupling:
         frozen: Why a factor may not shrink.
         inexact: What mixes along a factor, so that zero-masking it is not cutting it.
         nonlinearities: What acts on each unit of a factor alone, so that only selecting units is
-            exact.
+            exact; in words.
+        acting: The nodes that do so, by name.
         kinds: What a factor is known as (heads, qk, sum …); see `fxcompress.analysis.kinds`.
         roles: The roles of a factor in parameters, as (parameter, axis, role).
         bindings: Integer arguments of nodes that follow the size of an expression.
@@ -59,6 +60,7 @@ class Coupling:
     frozen: Facts
     inexact: Facts
     nonlinearities: Facts
+    acting: Mapping[Factor, frozenset[str]]
     kinds: Facts
     roles: Mapping[Factor, frozenset[Held]]
     bindings: tuple[Binding, ...]
@@ -131,6 +133,7 @@ def resolve(
         frozen=frozen,
         inexact=_facts(ctx, ctx.inexact),
         nonlinearities=_facts(ctx, ctx.nonlinearities),
+        acting=_nodes(ctx, ctx.nonlinearities),
         kinds=_facts(ctx, ctx.kinds, short=True),
         roles={factor: frozenset(held) for factor, held in roles.items()},
         bindings=tuple(replace(b, expr=space.resolve(b.expr)) for b in ctx.bindings),
@@ -186,6 +189,14 @@ def _facts(
         for leaf in ctx.space.leaves(constraint.expr):
             facts[leaf][words] = None
     return {leaf: tuple(words) for leaf, words in facts.items()}
+
+
+def _nodes(ctx: Context, constraints: Iterable[Constraint]) -> dict[Factor, frozenset[str]]:
+    nodes: dict[Factor, set[str]] = defaultdict(set)
+    for constraint in constraints:
+        for leaf in ctx.space.leaves(constraint.expr):
+            nodes[leaf].add(constraint.node)
+    return {leaf: frozenset(names) for leaf, names in nodes.items()}
 
 
 def _follow(ctx: Context, frozen: dict[Factor, tuple[str, ...]]) -> None:

@@ -72,7 +72,7 @@ class ProjectivePruning(Structured, Reconstruction):
     alpha: float = 0.5
     beta: float = 0.5
     gamma: float = 0.5
-    rescoring: Rescoring = "exact"
+    rescoring: Rescoring = "scaled"
     aggregate: Literal["concat", "mean_of_scores"] = "concat"
     rows: Literal["raw", "effective"] = "raw"
     reconstruction: Reconstruct = "redistribute"

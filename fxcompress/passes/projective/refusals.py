@@ -23,7 +23,7 @@ def stays_whole(
         joint: Whether dims of heads are units of query and key together.
         kernel: As in `Projective`.
     """
-    if kernel and (reason := refusal(lambda: check_relu(group))) is not None:
+    if kernel and (reason := refusal(lambda: check_relu(program, group))) is not None:
         return reason
     if reconstruction == "none":
         return None

@@ -6,13 +6,22 @@ import torch
 from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
+from fxcompress.graph.schema import packet_of
 from fxcompress.layers.weights import Producer, Rows, consumers, entries, producers
 from fxcompress.passes.elimination import Vectors, arc_cosine, scores
 from fxcompress.passes.structured.method import DeclinedError
 from fxcompress.passes.structured.readers import readers
 from fxcompress.program import Program
 
-_BESIDE = ("relu", "max_pool", "adaptive_max_pool", "batch_norm", "conv", "linear", "add")
+_RELU = frozenset({"aten::relu", "aten::relu_"})
+_BESIDE = frozenset({
+    *(f"aten::{name}" for name in ("add", "add_", "addmm", "batch_norm", "linear")),
+    *(f"aten::conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)),
+    *(f"aten::{kind}max_pool{rank}d" for kind in ("", "adaptive_") for rank in (1, 2, 3)),
+})  # fmt: skip
+"""What may come with the ReLU: constants and norms that fold into the rows before it, and pooling
+by maxima, which commutes with it.
+"""
 
 
 def vectors_of(
@@ -27,7 +36,7 @@ def vectors_of(
     """
     own = writers(program, group)
     if kernel:
-        check_relu(group)
+        check_relu(program, group)
         grams = _products([each.matrix("effective") for each in own], scaled=False)
         return [Vectors.of_gram(arc_cosine(gram)) for gram in grams]
     matrices = [each.matrix(rows, bias=rows == "effective") for each in own]
@@ -83,11 +92,15 @@ def _products(matrices: list[Tensor], scaled: bool) -> Tensor:
     return total
 
 
-def check_relu(group: ChannelGroup) -> None:
-    """Pooling by maxima and folded norms come before or after the ReLU and change nothing."""
-    met = [words.split()[0].replace("::", ".").split(".")[:2][-1] for words in group.nonlinearities]
-    other = [name for name in met if not name.startswith(_BESIDE)]
-    if not any(name.startswith("relu") for name in met) or other:
+def check_relu(program: Program, group: ChannelGroup) -> None:
+    """That a ReLU is the only nonlinearity of the units.
+
+    Raises:
+        DeclinedError: It is not.
+    """
+    acting = program.analysis.coupling.acting.get(group.factor, frozenset())
+    ops = {packet_of(node) for node in program.module.graph.nodes if node.name in acting}
+    if not ops & _RELU or ops - _RELU - _BESIDE:
         raise DeclinedError(
             group,
             "kernel='arccos' is for units behind a ReLU alone, and these meet "

@@ -182,13 +182,13 @@ def test_behind_a_norm_what_layer_and_norm_compute_is_scaled(affine: bool, bias:
         nn.Conv2d(8, 2, 3),
     )
     found = fx.compile(randomize(net).double(), (torch.randn(2, 3, 7, 7, dtype=DOUBLE),))
-    method = Projective(rows="effective", alpha=0.3, beta=0.6, gamma=0.0)
+    method = Projective(rows="effective", alpha=0.3, beta=0.6, gamma=0.0, rescoring="scaled")
     group = found.groups[0]
     kept = method.score(found, group)[0].argsort(descending=True)[:5].sort().values
     edits = method.edits(found, group, kept)
     small = found.with_values({e.parameter: e.value for e in edits if isinstance(e, fx.Replace)})
     (vectors,) = vectors_of(found, group, "effective")
-    own = eliminate(vectors, 3, 1e-3, rescoring="exact", alpha=0.3)
+    own = eliminate(vectors, 3, 1e-3, rescoring="scaled", alpha=0.3)
     (before,), (after,) = producers(found, group), producers(small, group)
     alpha, beta = (own.factors(share)[0] for share in (0.3, 0.6))
     torch.testing.assert_close(
@@ -239,7 +239,7 @@ def test_units_that_another_criterion_chose_are_given_back_too() -> None:
     found = fx.compile(mlp(9, 8, 4), (torch.randn(2, 9, dtype=DOUBLE),))
     group = found.groups[0]
     kept = torch.tensor([0, 3, 4, 7])
-    edits = Projective().edits(found, group, kept)
+    edits = Projective(rescoring="exact").edits(found, group, kept)
     among = torch.ones(8, dtype=torch.bool)
     among[kept] = False
     (vectors,) = vectors_of(found, group)
@@ -336,6 +336,25 @@ def test_the_kernel_is_for_relu_alone() -> None:
     method.score(found, found.group("first"))
     with pytest.raises(PlanError, match=r"group second.*ReLU alone.*gelu"):
         method.score(found, found.group("second"))
+
+
+def test_products_of_units_behind_a_relu_are_no_sums_of_them() -> None:
+    """``addcmul`` begins like ``add``."""
+
+    class Squares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.up(x).relu()
+            out: Tensor = self.head(torch.addcmul(h, h, h))
+            return out
+
+    found = fx.compile(Squares().double(), (torch.randn(2, 4, dtype=DOUBLE),))
+    method = Projective(kernel="arccos", reconstruction="linear")
+    with pytest.raises(PlanError, match=r"ReLU alone.*addcmul"):
+        method.score(found, found.groups[0])
 
 
 # ---- heads
