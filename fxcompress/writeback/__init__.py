@@ -1,7 +1,7 @@
 """Write a smaller graph back into the user's own class: smaller parameters, mended attributes.
 
-The result is only handed out when it computes what the graph computes and torch.export takes it
-again.
+The result is only handed out when it computes what the graph computes, at the example's sizes and
+at others where an axis is free.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from fxcompress.canonicalize import canonicalize
-from fxcompress.capture import DynamicSpec, capture
-from fxcompress.errors import CaptureError, WriteBackError
+from fxcompress.capture import DynamicSpec
+from fxcompress.errors import WriteBackError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.metadata import dynamic_dims, is_tensor
 from fxcompress.writeback.attributes import decisions
 from fxcompress.writeback.configs import mend_configs
 from fxcompress.writeback.evidence import gather
-from fxcompress.writeback.gate import Gate, Inputs, beside
+from fxcompress.writeback.gate import Gate, beside
 from fxcompress.writeback.layers import calls_of_layers, mend_layer, readers_of_tensors
-from fxcompress.writeback.reads import attributes_read
+from fxcompress.writeback.reads import dense_graph
 from fxcompress.writeback.refusal import explain
 from fxcompress.writeback.resolve import resolve
 from fxcompress.writeback.transplant import drop_unread, transplant
@@ -54,13 +53,12 @@ def write_back(
     _refuse_other_kinds(original)
     given = beside((tuple(args), dict(kwargs)), original)
     dynamic = _dynamic(module)
-    dense = _dense(original, given, dynamic)
+    dense, read = dense_graph(original, given, dynamic)
     result = transplant(module, original, dense)
     drop_unread(result, module, dense)
     layers = _mend_layers(result, dense, module)
     evidence = gather(dense, module)
     found = decisions(result, evidence, layers)
-    read = attributes_read(original, *given, dynamic) if found else frozenset()
     gate = Gate(module, *given)
     outcome = resolve(result, gate, found, read, dynamic)
     if not outcome.ok:
@@ -82,16 +80,6 @@ def _refuse_other_kinds(original: object) -> None:
             f"cannot write into a {type(original).__name__}; "
             "give the torch.nn.Module that was compiled"
         )
-
-
-def _dense(original: nn.Module, given: Inputs, dynamic: DynamicSpec) -> CapturedModule:
-    try:
-        return canonicalize(capture(original, given[0], given[1], dynamic).module)
-    except CaptureError as error:
-        raise WriteBackError(
-            f"{type(original).__name__} does not take the program's example inputs; "
-            f"give the model that was compiled, dense. {error}"
-        ) from error
 
 
 def _dynamic(module: CapturedModule) -> DynamicSpec:

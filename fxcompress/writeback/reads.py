@@ -1,40 +1,80 @@
-"""Which attributes a forward reads: only those decide whether a model computes the right thing."""
+"""The dense graph of a model, and the attributes that its forward reads.
+
+Only those attributes decide whether a model computes the right thing. One export tells both: it
+traces a twin of the model that notes what is read.
+"""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import DynamicSpec, capture
-from fxcompress.errors import CaptureError
+from fxcompress.errors import CaptureError, WriteBackError
+from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.state import forked
-from fxcompress.writeback.gate import evaluating
+from fxcompress.writeback.gate import Inputs, evaluating
+from fxcompress.writeback.transplant import copied
 
 logger = logging.getLogger(__name__)
 
+Reads = frozenset[tuple[str, str]]
+"""Pairs of a module's path and an attribute."""
 
-def attributes_read(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic: DynamicSpec
-) -> frozenset[tuple[str, str]]:
-    """The (module path, attribute) pairs that running and exporting `model` read."""
-    twin = copy.deepcopy(model)
+
+def dense_graph(
+    original: nn.Module, given: Inputs, dynamic: DynamicSpec
+) -> tuple[CapturedModule, Reads]:
+    """The canonical graph of a model, and the attributes that running and exporting it read.
+
+    Args:
+        original: Is not changed.
+        given: Example inputs.
+        dynamic: What to ask of torch.export.
+
+    Raises:
+        WriteBackError: The model cannot be copied, or does not take the inputs.
+    """
     found: set[tuple[str, str]] = set()
-    for path, module in list(twin.named_modules()):
-        module.__class__ = _listening(type(module), path, found)
-    with torch.no_grad(), evaluating(twin), forked(twin):
-        twin(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
+    twin = _listening_twin(original, found)
     try:
-        capture(twin, args, kwargs, dynamic)  # some classes take another way when they are traced
+        module = capture(twin, *given, dynamic).module
     except CaptureError:
-        # The model itself is captured elsewhere; only the listening can be at fault here, and the
-        # export at the end judges the result.
-        logger.debug("%s cannot be exported while its attributes are watched", type(model).__name__)
-    return frozenset(found)
+        # The listening may be at fault, and the model itself be fine.
+        logger.debug("%s cannot be exported while watched", type(original).__name__)
+        module = _plain(original, given, dynamic)
+    # Some classes take another way when they are traced, so both ways are listened to.
+    with torch.no_grad(), evaluating(twin), forked(twin):
+        args, kwargs = copy.deepcopy(given)
+        twin(*args, **kwargs)
+    return canonicalize(module), frozenset(found)
+
+
+def _plain(original: nn.Module, given: Inputs, dynamic: DynamicSpec) -> CapturedModule:
+    try:
+        return capture(original, *given, dynamic).module
+    except CaptureError as error:
+        raise WriteBackError(
+            f"{type(original).__name__} does not take the program's example inputs; "
+            f"give the model that was compiled, dense. {error}"
+        ) from error
+
+
+def _listening_twin(original: nn.Module, found: set[tuple[str, str]]) -> nn.Module:
+    """A copy, on the same parameters, whose modules note what is read of them."""
+    twin = copied(original, share=original.parameters())
+    for path, module in list(twin.named_modules()):
+        listening = _listening(type(module), path, found)
+        try:
+            module.__class__ = listening
+        except TypeError:  # a class of another layout, as those of TorchScript: anything counts
+            found.update((path, name) for name in vars(module))
+    return twin
 
 
 def _listening(cls: type[nn.Module], path: str, found: set[tuple[str, str]]) -> type[nn.Module]:

@@ -40,11 +40,6 @@ def explain(
 ) -> str:
     """The message for a candidate that did not pass a gate."""
     name = type(result).__name__
-    if isinstance(verdict.failure, CaptureError):
-        return (
-            f"{name} computes the right numbers with the smaller parameters, but torch.export "
-            f"refuses it now; use program.module instead. {verdict.failure}"
-        )
     if verdict.failure is not None:
         path = _failing_module(result, given)
         lines = [f"{name} does not run with the smaller parameters: {_first_line(verdict.failure)}"]

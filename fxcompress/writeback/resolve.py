@@ -1,10 +1,9 @@
-"""Choose the values of attributes, best explanations first, until the model passes its gates."""
+"""Choose the values of attributes, best explanations first, until the model passes the gate."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from torch import nn
 
@@ -44,7 +43,7 @@ def resolve(
 
 
 class _Search:
-    """Tries combinations of explanations; few are exported, for that is the slower gate."""
+    """Tries combinations of explanations; few are exported, for that takes long."""
 
     def __init__(
         self, result: nn.Module, gate: Gate, open_: list[Decision], dynamic: DynamicSpec
@@ -53,35 +52,28 @@ class _Search:
         self.gate = gate
         self.open = open_
         self.dynamic = dynamic
-        self.exports = 0
 
     def run(self) -> Verdict:
         near: list[tuple[int, ...]] = []
         failed: dict[tuple[int, ...], int] = {}
-        refused: Verdict | None = None
         for combination in _combinations([len(decision.options) for decision in self.open]):
             self._apply(combination)
             verdict = self.gate.measure(self.result)
-            if verdict.ok:
-                verdict, _ = self._export(verdict)
-                refused = refused or verdict
             if verdict.ok:
                 return verdict
             if verdict.near:
                 near.append(combination)
             failed[combination] = verdict.calls
-            if self.exports >= _EXPORTS:
-                break
-        return refused or self._rescale(near) or self._furthest(near, failed)
+        return self._rescale(near) or self._furthest(near, failed)
 
     def _rescale(self, near: list[tuple[int, ...]]) -> Verdict | None:
         """Where only the numbers are wrong, the scale of attention may be why."""
         for combination in near[:_EXPORTS]:
             self._apply(combination)
-            _, graph = self._export(Verdict(0.0, 0.0))
+            graph = self._exported()
             inputs = beside(self.gate.inputs[0], self.result)
             if graph is not None and rescale_queries(self.result, graph, self.gate.graph, *inputs):
-                return self._export(self.gate.measure(self.result))[0]
+                return self.gate.measure(self.result)
         return None
 
     def _furthest(
@@ -95,18 +87,13 @@ class _Search:
         for decision, option in zip(self.open, combination, strict=True):
             decision.apply(self.result, option)
 
-    def _export(self, verdict: Verdict) -> tuple[Verdict, CapturedModule | None]:
-        """Capture the candidate again; its graph has to pass too.
-
-        Some classes compute otherwise when they are traced.
-        """
-        self.exports += 1
+    def _exported(self) -> CapturedModule | None:
+        """The graph of the candidate, or None where torch refuses it."""
         args, kwargs = beside(self.gate.inputs[0], self.result)
         try:
-            graph = canonicalize(capture(self.result, args, kwargs, self.dynamic).module)
-        except CaptureError as error:
-            return replace(verdict, failure=error), None
-        return (self.gate.measure(graph) if verdict.ok else verdict), graph
+            return canonicalize(capture(self.result, args, kwargs, self.dynamic).module)
+        except CaptureError:
+            return None
 
 
 def _combinations(counts: list[int]) -> Iterator[tuple[int, ...]]:

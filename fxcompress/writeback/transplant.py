@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def transplant(small: CapturedModule, original: Model, dense: CapturedModule) ->
     Raises:
         WriteBackError: The graph holds a tensor for which the class has no place.
     """
-    result = _copy(original)
+    result = copied(original)
     places = named_tensors(original)  # what deepcopy makes of a parameter lacks its attributes
     computed = named_tensors(dense).keys() - places.keys()
     copies: dict[int, Tensor] = {}
@@ -67,10 +68,15 @@ def drop_unread(result: nn.Module, small: CapturedModule, dense: CapturedModule)
             setattr(result.get_submodule(parent), child, nn.Identity())
 
 
-def _copy(original: Model) -> Model:
+def copied(original: Model, share: Iterable[Tensor] = ()) -> Model:
+    """A deep copy that holds the tensors of `share` themselves.
+
+    Raises:
+        WriteBackError: The model cannot be copied.
+    """
     try:
         with EXCLUSIVE:  # a capture of it in another thread sets its flags for a while
-            return copy.deepcopy(original)
+            return copy.deepcopy(original, {id(tensor): tensor for tensor in share})
     except (RuntimeError, TypeError) as error:
         raise WriteBackError(
             f"{type(original).__name__} cannot be copied ({error}); remove what copy.deepcopy "
