@@ -28,6 +28,7 @@ from fxcompress.errors import (
     WriteError,
 )
 from fxcompress.program import Program, load
+from fxcompress.recipes import Pipeline, Recipe
 from fxcompress.rules import axis_rule
 from fxcompress.sensitivity import Sensitivity, sensitivity
 from fxcompress.task import Task
@@ -67,10 +68,12 @@ __all__ = [
     "FxCompressError",
     "LoadError",
     "Offset",
+    "Pipeline",
     "Plan",
     "PlanError",
     "Program",
     "Project",
+    "Recipe",
     "Reparametrize",
     "Replace",
     "Sensitivity",

@@ -16,7 +16,6 @@ from fxcompress.ambient import sealed
 from fxcompress.analysis.couple import check_pins
 from fxcompress.analysis.groups import names_after
 from fxcompress.arguments import FilePath, Seed, checked
-from fxcompress.budget import Recipe
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import Captured, DynamicSpec, Source, capture
 from fxcompress.capture.lazily import capture_lazily
@@ -28,6 +27,7 @@ from fxcompress.errors import CaptureError, PlanError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import has_values, names_of
 from fxcompress.program import Pass, Program
+from fxcompress.recipes import Recipe
 from fxcompress.report import (
     Change,
     FrozenGroup,

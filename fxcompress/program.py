@@ -25,6 +25,7 @@ from fxcompress.errors import FxCompressError, LoadError, PlanError, WriteBackEr
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.parameters import has_values, names_of, replace_tensor, state_digest
 from fxcompress.layers.maps import LinearMap, linear_maps
+from fxcompress.recipes import Pipeline, Recipe
 from fxcompress.report import Report, resized
 from fxcompress.task import Task
 from fxcompress.writeback import write_back
@@ -106,6 +107,16 @@ class Program:
     def sparsity(self) -> dict[str, float]:
         """The share of zeros that are for good, of every parameter that has any."""
         return {name: zeros.share for name, zeros in self.masks.items()}
+
+    @property
+    def recipe(self) -> Pipeline:
+        """What was done, as data: passes and steps that can be done to another program.
+
+        Raises:
+            PlanError: A pass in the history is not known: its module has to be imported, and its
+                class has to be a `Recipe`.
+        """
+        return Pipeline(passes=tuple(Recipe.parse(text) for text in self.history))
 
     @property
     def origin(self) -> str:

@@ -153,6 +153,11 @@ class Entry:
 Valid = Callable[[Path], Mapping[str, Any]]
 VALID: dict[str, Valid] = {
     "fx.Budget": lambda _: {"flops": 0.5},
+    "fx.Pipeline": lambda _: {"passes": [fx.passes.FoldBatchNorm()]},
+    "fx.Recipe": lambda _: {},
+    "fx.Recipe.from_dict": lambda _: {"data": {"FoldBatchNorm": {}}},
+    "fx.Recipe.from_yaml": lambda _: {"text": "FoldBatchNorm: {}"},
+    "fx.Recipe.parse": lambda _: {"text": "FoldBatchNorm()"},
     "fx.Offset": lambda _: {"weight": "mid.weight", "value": torch.zeros(8)},
     "fx.Plan": lambda _: {"edits": ()},
     "fx.Project": lambda _: {"group": group(), "encode": torch.tensor([0, 1])},
@@ -224,6 +229,7 @@ VALID: dict[str, Valid] = {
 }  # fmt: skip
 
 HOLDERS: dict[str, Callable[[], Any]] = {
+    "fx.Recipe": lambda: fx.Recipe,
     "fx.Program": program,
     "fx.Sensitivity": lambda: fx.sensitivity(
         program(), fx.passes.MagnitudePruning(ratio=0.5), (0.5,)

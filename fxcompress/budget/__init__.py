@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fxcompress.budget.allocation import Allocation, by_budget, by_ratio
 from fxcompress.budget.normalise import NORMALISERS, Normaliser, normalised
-from fxcompress.budget.options import Budget, Globs, Limits, Recipe, Sizing
+from fxcompress.budget.options import Budget, Globs, Limits, Sizing
 from fxcompress.budget.rounding import TARGETS
 from fxcompress.budget.scope import Scope, check_globs, matches, names_of, scope_of
+from fxcompress.recipes import Recipe
 
 __all__ = [
     "NORMALISERS",

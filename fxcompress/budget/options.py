@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from fxcompress.analysis.quantities import BUILT_IN, quantity
-from fxcompress.arguments import Checked, Count, Holds, Interval, Share
+from fxcompress.arguments import Count, Holds, Interval, Share
 from fxcompress.budget.normalise import Normaliser
 from fxcompress.budget.rounding import multiple_of
 from fxcompress.errors import BudgetError
+from fxcompress.recipes import Recipe
 
 Allocation = Literal["uniform", "global", "exact"]
-Other = TypeVar("Other", bound="Recipe")
 Globs = str | tuple[str, ...]
 """Patterns of names; one alone may stand for a tuple of one."""
 
@@ -25,36 +25,6 @@ def _is_amount(value: float) -> bool:
 Amount = Annotated[
     float, Holds("in (0, 1], the share that stays, or an absolute int above 1", _is_amount)
 ]
-
-
-@dataclass(frozen=True, repr=False)
-class Recipe(Checked):
-    """A dataclass whose repr is the call that makes it again, with the defaults left out.
-
-    It takes what the annotations of its fields say, and refuses everything else.
-    """
-
-    def __repr__(self) -> str:
-        own = sorted(fields(self), key=lambda each: each.kw_only is True)
-        given = [(each.name, getattr(self, each.name)) for each in own if self._given(each.name)]
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given)})"
-
-    def check(self) -> None:
-        """Refuse what no program could make right, before any work; by default nothing.
-
-        Raises:
-            PlanError: An option is missing.
-        """
-
-    def made(self, kind: type[Other], **options: Any) -> Other:
-        """A recipe of another kind from the options of the same names, and those given."""
-        names = {each.name for each in fields(kind)} - options.keys()
-        return kind(**{name: getattr(self, name) for name in names}, **options)
-
-    def _given(self, name: str) -> bool:
-        own = next(each for each in fields(self) if each.name == name)
-        default = own.default if own.default_factory is MISSING else own.default_factory()
-        return bool(default is MISSING or getattr(self, name) != default)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -1,12 +1,13 @@
-"""Passes from the command line: ``magnitude``, ``"nm-sparsity(n=1, m=4)"``, ``--flops 0.5``."""
+"""Passes from the command line: ``magnitude``, ``"nm-sparsity(n=1, m=4)"``, ``--flops 0.5``, and
+whatever history shows: ``"MagnitudePruning(ratio=0.5)"``.
+"""
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,9 +16,9 @@ import typer
 from fxcompress import passes
 from fxcompress.analysis.quantities import BUILT_IN
 from fxcompress.budget import Budget
-from fxcompress.program import Pass
+from fxcompress.errors import PlanError
+from fxcompress.recipes import Pipeline, Recipe
 
-_MANNER = "write options as in 'magnitude(p=1, aggregate=\"sum\")'"
 _CALL = re.compile(r"(?P<name>[\w-]+)\s*(?:\((?P<options>.*)\))?", re.DOTALL)
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z][a-z]+|[A-Z]+")
 
@@ -85,7 +86,7 @@ def default_passes(sizes: Sizes, data: str | None) -> tuple[str, ...]:
     return ("least-squares" if data else "magnitude",) if sizes.options() else ()
 
 
-def make_passes(texts: Sequence[str], sizes: Sizes) -> tuple[Pass, ...]:
+def make_passes(texts: Sequence[str], sizes: Sizes) -> tuple[Any, ...]:
     """The passes in order; the sizes go to those that remove units.
 
     Raises:
@@ -94,50 +95,38 @@ def make_passes(texts: Sequence[str], sizes: Sizes) -> tuple[Pass, ...]:
         FxCompressError: A pass refuses the values.
     """
     shared = sizes.options()
-    wanted = [_parsed(text) for text in texts]
-    taken = [maker for maker, _ in wanted if _takes(maker, shared)]
-    if shared and not taken:
+    wanted = [one for text in texts for one in _parsed(text)]
+    if shared and not any(_takes(type(one), shared) for one in wanted):
         names = ", ".join(name for name, maker in known_passes().items() if _takes(maker, shared))
         raise typer.BadParameter(
             f"none of these passes takes {', '.join(_spelled(shared))}; passes that do: {names}"
         )
-    made = [maker(**{**own, **(shared if maker in taken else {})}) for maker, own in wanted]
+    made = [replace(one, **shared) if _takes(type(one), shared) else one for one in wanted]
     for one in made:
         one.check()
     return tuple(made)
 
 
-def _parsed(text: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+def _parsed(text: str) -> Sequence[Any]:
+    """What a text says: a pass by its name here, or as history shows it; or several of these.
+
+    Raises:
+        typer.BadParameter: It says nothing of the kind.
+    """
     known, found = known_passes(), _CALL.fullmatch(text.strip())
-    name = found["name"] if found else text
-    if found is None or name not in known:
-        near = ", ".join(get_close_matches(name, known, n=3, cutoff=0.3) or known)
-        raise typer.BadParameter(f"there is no pass {name!r}; did you mean {near}?")
-    options = _literals(found["options"] or "", text)
-    unknown = options.keys() - inspect.signature(known[name]).parameters
-    if unknown:
-        raise typer.BadParameter(
-            f"{name} has no option {', '.join(sorted(unknown))}; it has "
-            f"{', '.join(inspect.signature(known[name]).parameters)}"
-        )
-    return known[name], options
-
-
-def _literals(options: str, text: str) -> dict[str, Any]:
+    if found is not None and found["name"] in known:
+        text = f"{known[found['name']].__name__}({found['options'] or ''})"
+    elif found is not None and found["options"] is None:
+        near = ", ".join(get_close_matches(text, known, n=3, cutoff=0.3) or known)
+        raise typer.BadParameter(f"there is no pass {text!r}; did you mean {near}?")
     try:
-        call = ast.parse(f"dict({options})", mode="eval").body
-        keywords = call.keywords if isinstance(call, ast.Call) else []
-        values = {str(each.arg): ast.literal_eval(each.value) for each in keywords}
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise typer.BadParameter(f"{text!r}: {error}; {_MANNER}") from error
-    if not isinstance(call, ast.Call):
-        raise typer.BadParameter(f"{text!r}: there is more than options; {_MANNER}")
-    if call.args:
-        raise typer.BadParameter(f"{text!r}: every option needs its name; {_MANNER}")
-    return values
+        one = Recipe.parse(text)
+    except PlanError as error:
+        raise typer.BadParameter(str(error)) from error
+    return one if isinstance(one, Pipeline) else (one,)
 
 
-def _takes(maker: Callable[..., Pass], options: Mapping[str, Any]) -> bool:
+def _takes(maker: Callable[..., Any], options: Mapping[str, Any]) -> bool:
     return options.keys() <= inspect.signature(maker).parameters.keys()
 
 

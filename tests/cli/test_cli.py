@@ -179,6 +179,18 @@ def test_a_saved_program_goes_on_from_where_it_was(net: str, tmp_path: Path) -> 
     assert fxcompress.load(second)(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
 
 
+def test_what_history_shows_can_be_typed(net: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.fxc", tmp_path / "second.fxc"
+    told = data("compile", net, "-o", str(first), "--pass", "magnitude(p=1)", "--ratio", "0.5",
+                "--pass", "fold-batch-norm")["history"]  # fmt: skip
+    assert told == ["MagnitudePruning(ratio=0.5, p=1)", "FoldBatchNorm()"]
+    typed = [word for text in told for word in ("--pass", text)]
+    assert data("compile", net, "-o", str(second), *typed)["history"] == told
+    one, other = fxcompress.load(first), fxcompress.load(second)
+    for name, value in one.module.state_dict().items():
+        assert torch.equal(value, other.module.state_dict()[name]), name
+
+
 def test_the_output_is_called_after_the_model(
     net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,7 +255,7 @@ def test_an_error_is_one_message_and_exit_code_1(
     [
         (["plan", "{net}"], "nothing to plan"),
         (["plan", "{net}", "--pass", "magnitud", "--ratio", "0.5"], "did you mean magnitude"),
-        (["plan", "{net}", "--pass", "magnitude(q=1)", "--ratio", "0.5"], "no option q"),
+        (["plan", "{net}", "--pass", "magnitude(q=1)", "--ratio", "0.5"], "no argument 'q'"),
         (["plan", "{net}", "--pass", "magnitude(1)", "--ratio", "0.5"], "needs its name"),
         (["plan", "{net}", "--pass", "magnitude(p=)", "--ratio", "0.5"], "write options as"),
         (["plan", "{net}", "--pass", "fold-batch-norm", "--ratio", "0.5"], "passes that do"),

@@ -19,7 +19,7 @@ from fxcompress.stats import Moments
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class FLAPPruning(ByInputs, Reconstruction):
+class FLAPPruning(ByInputs, Reconstruction, alias="Fluctuation"):
     """Keep the units whose signal fluctuates most, weighted, and shift biases for the others.
 
     A unit scores var(x_j) ‖W_:j‖² in the layers that read it: one that always says the same can be

@@ -22,7 +22,7 @@ from fxcompress.program import Program
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class FPGMPruning(Structured):
+class FPGMPruning(Structured, alias="MedianDistance"):
     """Keep the units of each group that are farthest from all others.
 
     A unit scores its distances to the other units of its cell, Σᵥ ‖W_u - W_v‖₂. What lies nearest

@@ -19,7 +19,7 @@ from fxcompress.program import Program
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class GroupNormPruning(Structured):
+class GroupNormPruning(Structured, alias="CoupledNorm"):
     """Keep the units whose coupled parameters have the largest norm together.
 
     A unit scores Σ w² over everything that holds it: producers, consumers, norms and tables

@@ -19,7 +19,7 @@ from fxcompress.program import Program
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class LAMPPruning(Structured):
+class LAMPPruning(Structured, alias="LayerAdaptiveMagnitude"):
     """Keep the units that weigh most beside those of their group that weigh more still.
 
     A unit scores s_u / Σ s_v over the units v of its group with s_v ≥ s_u, itself included. s_u is

@@ -23,7 +23,7 @@ from fxcompress.program import Program
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class MagnitudePruning(Structured):
+class MagnitudePruning(Structured, alias="Magnitude"):
     """Keep the units of each group whose weights are largest.
 
     Each axis that holds the units is a member, scored by Σ|w|ᵖ over the entries of a unit (no root,

@@ -15,7 +15,7 @@ from fxcompress.program import Program
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class RandomPruning(Structured):
+class RandomPruning(Structured, alias="Uniform"):
     """Keep units at random.
 
     Scores are drawn from [0, 1): of one seed and group always the same, whatever else is drawn.

@@ -22,7 +22,7 @@ _WEIGHT = 1  # place in the arguments of aten.batch_norm
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SlimmingPruning(Structured):
+class SlimmingPruning(Structured, alias="BatchNormScale"):
     """Keep the channels that BatchNorm scales most.
 
     A unit scores the absolute scale of its BatchNorms (Liu et al., ICCV 2017). The paper trains

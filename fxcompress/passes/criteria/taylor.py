@@ -31,7 +31,7 @@ FORMS: tuple[Form, ...] = ("elements", "units", "norms", "fisher")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class TaylorPruning(Structured):
+class TaylorPruning(Structured, alias="Taylor"):
     """Keep the units without which the loss would change most, by an expansion of it around the
     weights w, with gradients g.
 

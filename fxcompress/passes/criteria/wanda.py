@@ -16,7 +16,7 @@ from fxcompress.stats import Moments
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class WandaPruning(ByInputs):
+class WandaPruning(ByInputs, alias="WeightTimesInput"):
     """Keep the units that weigh most in the layers that read them, by weight times input.
 
     A unit scores mean |W_ij| √E[x_j²] over the outputs i of the layers that read it. This is Wanda

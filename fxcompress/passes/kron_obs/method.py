@@ -39,7 +39,7 @@ Labels = Literal["drawn", "data"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class KronOBSPruning(Structured, Reconstruction):
+class KronOBSPruning(Structured, Reconstruction, alias="KroneckerSurgeon"):
     """Keep the units whose loss the others can make up for least, and let them make up for it.
 
     A unit scores how much the loss rises without its rows, the other rows making up for it. For

@@ -35,7 +35,7 @@ Order = Literal["refitted", "original"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class LeastSquaresPruning(Structured, Reconstruction):
+class LeastSquaresPruning(Structured, Reconstruction, alias="LeastSquares"):
     """Remove the units that the others can best make up for, and refit the layers that read them.
 
     With K = E[h hᵀ] of the signals h that a layer V reads, after every activation, norm, pooling

@@ -26,7 +26,7 @@ Reconstruct = Literal["redistribute", "linear", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ProjectivePruning(Structured, Reconstruction):
+class ProjectivePruning(Structured, Reconstruction, alias="Projective"):
     """Remove the units whose weights the others reproduce best, and give their part back to them.
 
     With w_i the weights of unit i and A the units left, each step solves ("Projective Pruning",

@@ -39,7 +39,7 @@ Affine = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SliceGPT(Structured, Reconstruction):
+class SliceGPT(Structured, Reconstruction, alias="PrincipalAxes"):
     """Turn the residual stream into its principal axes and keep the first of them.
 
     Axes score their variance (Ashkboos et al., ICLR 2024). It needs data, without labels. Writers

@@ -52,7 +52,7 @@ def library() -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class TorchPruningPass(Structured):
+class TorchPruningPass(Structured, alias="TorchPruning"):
     """Keep the units that one of torch-pruning's importance classes ranks highest.
 
     Groups, widths and the removal are ours; only the scores are that library's. Its sums are in

@@ -1,0 +1,43 @@
+"""The classes of recipes by name: each is known from its definition on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from weakref import WeakValueDictionary
+
+from fxcompress.errors import PlanError
+
+_KNOWN: dict[str, WeakValueDictionary[str, type]] = {}
+"""By name, and by where a class is defined: a definition that is run again replaces the first."""
+
+
+def register(kind: type, names: Iterable[str]) -> None:
+    """Make a class known by `names`."""
+    for name in names:
+        own = _KNOWN.setdefault(name, WeakValueDictionary())
+        own[f"{kind.__module__}.{kind.__qualname__}"] = kind
+
+
+def is_known(name: str) -> bool:
+    """Whether a class has the name."""
+    return bool(_KNOWN.get(name))
+
+
+def find(name: str) -> type:
+    """The class of a name.
+
+    Raises:
+        PlanError: There is none, with the nearest names, or there are several.
+    """
+    found = dict(_KNOWN.get(name, {}))
+    if not found:
+        names = [each for each in _KNOWN if is_known(each)]
+        near = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5)) or "none"
+        raise PlanError(
+            f"no pass, step or other recipe is called {name!r}; the nearest are {near}. "
+            "One of your own is known when its module is imported"
+        )
+    if len(found) > 1:
+        raise PlanError(f"{name!r} may be {' or '.join(sorted(found))}; rename one of them")
+    return next(iter(found.values()))
