@@ -90,7 +90,7 @@ def _view(node: fx.Node) -> tuple[fx.Node, Any] | None:
     """The read of a parameter that `node` is a view of, and that view of an empty tensor."""
     if parameter_of(node) is not None:
         return node, torch.empty(shape_of(node), device="meta")
-    found = _view(_operand(node)) if _moves(node) else None
+    found = _view(_operand(node)) if hands_on(node) else None
     if found is None or packet_of(node) in CASTS:
         return found
     read, before = found
@@ -101,7 +101,7 @@ def _view(node: fx.Node) -> tuple[fx.Node, Any] | None:
     return (read, after) if _shares(after, before) else None
 
 
-def _moves(node: fx.Node) -> bool:
+def hands_on(node: fx.Node) -> bool:
     """Whether a node only hands on entries of its one operand, as far as its operator says."""
     operands = [operand for operand in node.all_input_nodes if not is_size(operand)]
     if len(operands) != 1 or node.op != "call_function":
@@ -135,6 +135,6 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
 
 def _computing(node: fx.Node) -> fx.Node:
     """The last node before `node` that does more than hand on entries."""
-    while _moves(node):
+    while hands_on(node):
         node = _operand(node)
     return node

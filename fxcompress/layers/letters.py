@@ -46,6 +46,19 @@ class Numbered:
         sizes = dict(zip(order, self.layout.sizes, strict=True))
         return prod(sizes[letter] for letter in letters)
 
+    def axis_of(self, letters: Letters, shape: tuple[int, ...]) -> int | None:
+        """The axis of a weight of this shape that one letter of it is; None if it is none alone."""
+        order = (*self.groups, *self.outputs, *self.inputs, *self.taps)
+        own = [
+            (size, stride)
+            for letter, size, stride in zip(
+                order, self.layout.sizes, self.layout.strides, strict=True
+            )
+            if letter in letters
+        ]
+        axes = [(size, prod(shape[dim + 1 :])) for dim, size in enumerate(shape)]
+        return axes.index(own[0]) if len(own) == 1 and own[0] in axes else None
+
 
 def numbered(one: Contraction, layout: Layout) -> Numbered:
     """What the letters of a contraction number.

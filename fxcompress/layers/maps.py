@@ -79,6 +79,13 @@ class LinearMap:
         """Whether every entry of the weight is in the matrix; a fused weight has a map a part."""
         return prod(self.shape) == self.groups * self.outputs * self.inputs * self.taps
 
+    @property
+    def input_axis(self) -> int | None:
+        """The axis of the weight along which neighbouring inputs lie, where they fill it; of two
+        axes that inputs run over, the inner one. None where they are a part of an axis.
+        """
+        return self.letters.axis_of(self.letters.inputs[-1:], self.shape)
+
     def matrix(self, value: Tensor) -> Tensor:
         """A tensor of the weight's shape as a matrix, shape (groups, outputs, inputs · taps).
 

@@ -5,32 +5,22 @@ Sizes stay as they are; a runtime that knows the pattern skips the zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch._ops import OpOverload
+from torch import Tensor, nn
 
 from fxcompress.arguments import Count
 from fxcompress.budget import Globs, Recipe, check_globs, matches, names_of
 from fxcompress.edit.plan import Pattern, Plan, Reparametrize, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import read_tensor
+from fxcompress.graph.parameters import find_tensor, read_tensor
 from fxcompress.io import saveable
+from fxcompress.layers.maps import LinearMap
+from fxcompress.layers.uses import only_multiplies
 from fxcompress.program import Program
-
-INPUT_AXIS = {
-    "aten::linear": (1, 1),
-    "aten::conv1d": (1, 1),
-    "aten::conv2d": (1, 1),
-    "aten::conv3d": (1, 1),
-    "aten::mm": (1, 0),
-    "aten::addmm": (2, 0),
-}
-"""Which argument of an operator is its weight, and which axis of that runs over the inputs."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -38,9 +28,10 @@ class NMSparsity(Recipe):
     """Keep the n largest of every m consecutive inputs of each weight.
 
     In a convolution the m are neighbouring input channels at one position of the kernel. Of equal
-    magnitudes the first stays. Weights whose inputs do not come in whole blocks of m are left
-    dense, with a note. Passes that remove units come first: after this one they would break the
-    blocks, which the report says.
+    magnitudes the first stays. Every weight of a linear map is looked at (`Program.maps`). Those
+    whose inputs do not come in whole blocks of m, or that are read in another way too, stay dense,
+    with a note. Passes that remove units come first: after this one they would break the blocks,
+    which the report says.
 
     Attributes:
         n: How many stay.
@@ -75,10 +66,11 @@ class NMSparsity(Recipe):
         check_globs((*self.include, *self.exclude), names)
         edits: list[Replace | Reparametrize] = []
         notes: list[str] = []
-        for name, axis, reason in _weights(program.module.graph, self.m, program):
+        for name, maps in _weights(program).items():
             if not self._meant(names.get(name, frozenset((name,)))):
                 continue
-            if reason:
+            reason, axis = _obstacle(program, maps, self.m), maps[0].input_axis
+            if reason or axis is None:
                 notes.append(f"{name} stays dense: {reason}")
             else:
                 edits.append(self._edit(program, name, axis))
@@ -93,7 +85,7 @@ class NMSparsity(Recipe):
         return included and not any(matches(glob, names) for glob in self.exclude)
 
     def _edit(self, program: Program, name: str, axis: int) -> Replace | Reparametrize:
-        weight = _tensor(program, name)
+        weight = read_tensor(program.module, name)
         if not torch.isfinite(weight).all():
             raise PlanError(f"{name} has entries that are not finite; mend the checkpoint")
         mask = largest(weight.abs(), self.n, self.m, axis)
@@ -144,36 +136,31 @@ def largest(score: Tensor, n: int, m: int, axis: int) -> Tensor:
     return mask.flatten(-2).movedim(-1, axis).contiguous()
 
 
-def _weights(graph: fx.Graph, m: int, program: Program) -> Iterator[tuple[str, int, str]]:
-    """Every weight of a linear map: its name, its input axis, and why it cannot be sparse if so."""
-    axes: dict[str, set[int]] = {}
-    readers: dict[str, int] = {}
-    for node in graph.nodes:
-        if (name := parameter_of(node)) is not None:
-            readers[name] = readers.get(name, 0) + len(node.users)
-        place = INPUT_AXIS.get(node.target._schema.name) if _is_op(node) else None
-        if place and (name := parameter_of(node.args[place[0]])) is not None:
-            axes.setdefault(name, set()).add(place[1])
-            readers[name] -= 1
-    for name, found in axes.items():
-        axis = min(found)
-        yield name, axis, _obstacle(_tensor(program, name), axis, m, found, readers[name])
+def _weights(program: Program) -> dict[str, list[LinearMap]]:
+    """The linear maps of every weight."""
+    found: dict[str, list[LinearMap]] = {}
+    for one in program.maps:
+        found.setdefault(one.weight, []).append(one)
+    return found
 
 
-def _obstacle(weight: Tensor, axis: int, m: int, axes: set[int], others: int) -> str:
-    inputs = weight.shape[axis]
-    if others or len(axes) > 1:
+def _obstacle(program: Program, maps: Sequence[LinearMap], m: int) -> str:
+    """Why the weight of these maps stays dense; empty where it need not."""
+    computed = next((one.computed for one in maps if one.computed), None)
+    if computed is not None:
+        return f"its layer multiplies what '{computed}' makes of it"
+    if not isinstance(find_tensor(program.module, maps[0].weight), nn.Parameter):
+        return "it is a buffer, not a parameter"
+    if len({one.input_axis for one in maps}) > 1 or not only_multiplies(program.module, maps):
         return "it is read in another way too"
-    if inputs == 1 and weight.dim() > 2:
+    return _uneven(maps[0], m)
+
+
+def _uneven(one: LinearMap, m: int) -> str:
+    """Why the inputs of a map do not come in blocks of m."""
+    if one.inputs == 1 and one.groups > 1:
         return "depthwise, each output has one input channel"
-    if inputs % m:
-        return f"its {inputs} inputs are no multiple of {m}"
-    return ""
-
-
-def _is_op(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload)
-
-
-def _tensor(program: Program, name: str) -> Tensor:
-    return read_tensor(program.module, name)
+    if one.input_axis is None:
+        return "its inputs do not fill an axis"
+    inputs = one.shape[one.input_axis]
+    return f"its {inputs} inputs are no multiple of {m}" if inputs % m else ""

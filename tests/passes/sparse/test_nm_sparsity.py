@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import fxcompress as fx
+import models
 from fxcompress.edit.plan import Plan, Replace
 from fxcompress.errors import BudgetError, PlanError
 from fxcompress.passes import FoldBatchNorm, MagnitudePruning, NMSparsity
 from fxcompress.passes.sparse.nm_sparsity import largest
 from fxcompress.program import Program
+from map_law import contracted
 from programs import program
 
 
@@ -107,6 +112,55 @@ def test_what_stays_is_not_changed_and_the_dense_ones_are_named() -> None:
         "stem.weight stays dense: its 3 inputs are no multiple of 4",
         "depthwise.weight stays dense: depthwise, each output has one input channel",
     )
+
+
+class ManyMaps(nn.Module):
+    """Weights that are matrices in many operators, two of which cannot be sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose1d(8, 4, 2)
+        self.heads = nn.Parameter(torch.randn(4, 8, 3))
+        self.join = nn.Parameter(torch.randn(3, 4, 8))
+        self.left = nn.Parameter(torch.randn(8, 12))
+        self.normed = weight_norm(nn.Linear(8, 8))
+        self.parts = nn.Parameter(torch.randn(8, 9))
+        self.rnn = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.einsum("btc,hcd->btdh", self.rnn(x)[0], self.heads)
+        x = torch.einsum("btdh,dho->bto", x.relu(), self.join)
+        x = self.normed((self.left @ x).relu())
+        return self.up(F.linear(x, self.parts[:, 1:]).mT)
+
+
+def test_weights_of_all_operators_are_sparse_along_their_inputs_or_named() -> None:
+    torch.manual_seed(0)
+    found = fx.compile(ManyMaps(), (torch.randn(2, 12, 8),))
+    plan = NMSparsity().plan(found)
+    masks = {edit.parameter: edit.mask for edit in plan.edits if isinstance(edit, Replace)}
+    assert set(masks) == {
+        "up.weight", "heads", "join", "left", "rnn.weight_ih_l0", "rnn.weight_hh_l0"
+    }  # fmt: skip
+    assert [note.partition(": ")[0] for note in plan.notes] == [
+        "normed.parametrizations.weight.original1 stays dense",
+        "parts stays dense",
+    ]
+    for one in found.maps:
+        if one.weight in masks:
+            matrix = one.matrix(masks[one.weight]).unflatten(2, (one.inputs, one.taps))
+            assert bool((blocks(matrix.flatten(0, 1), 4).sum(-1) == 2).all())
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_contracted_weight_is_sparse_or_named(name: str) -> None:
+    found = program(name)
+    try:
+        plan = NMSparsity(m=3).plan(found)
+        said = {edit.target for edit in plan.edits} | {n.split(" ")[0] for n in plan.notes}
+    except PlanError as error:
+        said = set(re.findall(r"([\w.]+) stays dense", str(error)))
+    assert said >= contracted(found.analysis.coupling)
 
 
 def test_a_mask_in_the_graph_computes_what_replaced_values_do() -> None:
