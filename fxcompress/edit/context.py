@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.lazy import value_of
 from fxcompress.graph.parameters import Names, find_tensor, names_of, replace_tensor, set_tensor
 from fxcompress.graph.through import modules_read
+from fxcompress.layers.maps import LinearMap, linear_maps
 
 
 @dataclass(eq=False)
@@ -26,6 +28,7 @@ class Context:
     Attributes:
         module: The module.
         coupling: The analysis of the module before the plan.
+        dense: The module before the plan, where `module` is a copy to change.
         encoders: What becomes of the axes that produce the units of each factor.
         decoders: What becomes of the axes that consume them.
         made: The axes of parameters that edits have made, by name.
@@ -34,6 +37,7 @@ class Context:
 
     module: CapturedModule
     coupling: Coupling
+    dense: CapturedModule | None = None
     encoders: dict[Factor, Choice] = field(default_factory=dict)
     decoders: dict[Factor, Choice] = field(default_factory=dict)
     made: dict[str, Axes] = field(default_factory=dict)
@@ -46,6 +50,16 @@ class Context:
         if self._names is None:
             self._names = names_of(self.module)
         return self._names
+
+    @property
+    def before(self) -> CapturedModule:
+        """The module before the plan."""
+        return self.module if self.dense is None else self.dense
+
+    @cached_property
+    def maps(self) -> tuple[LinearMap, ...]:
+        """The linear maps before the plan. Their nodes have the same names in `module`."""
+        return linear_maps(self.before, self.coupling)
 
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer of this name, itself.

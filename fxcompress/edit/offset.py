@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxcompress.axes.expressions import Expr
-from fxcompress.canonicalize.norms import MAPS, normed_maps
+from fxcompress.canonicalize.norms import normed_maps
 from fxcompress.edit.base import Edit, Stage
 from fxcompress.edit.context import Context
 from fxcompress.edit.proof import Proof
 from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule
-from fxcompress.graph.metadata import TensorMeta, parameter_of
-from fxcompress.graph.parameters import Names, find_tensor, names_of
-from fxcompress.graph.schema import arguments, packet_of
+from fxcompress.graph.metadata import TensorMeta
+from fxcompress.graph.parameters import find_tensor, names_of
+from fxcompress.graph.schema import set_argument
+from fxcompress.layers.maps import LinearMap
+from fxcompress.layers.uses import only_multiplies
 
-_WEIGHT, _BIAS = 1, 2
+Maps = Sequence[LinearMap]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,8 @@ class Offset(Edit):
         return self.weight
 
     def check(self, context: Context) -> None:
-        size = self._outputs(context).size
+        taker = taker_of(context.before, context.maps, self.weight)
+        size = taker.outputs(context).size
         if self.value.shape != (size,):
             raise PlanError(
                 f"the offset of {self.weight} has shape {tuple(self.value.shape)}, "
@@ -52,16 +56,17 @@ class Offset(Edit):
             )
         if not bool(torch.isfinite(self.value).all()):
             raise PlanError(f"the offset of {self.weight} has entries that are not finite")
-        _held(context.module, context.names, self.weight)
 
     def apply(self, context: Context) -> None:
-        bias, mean = _held(context.module, context.names, self.weight)
-        if bias is not None:
-            context.replace(bias, context.value(bias) + self.value)
-        elif mean is not None:
-            context.replace(mean, context.value(mean) - self.value)
+        taker = taker_of(context.before, context.maps, self.weight)
+        if taker.bias is not None:
+            context.replace(taker.bias, context.value(taker.bias) + self.value)
+        elif taker.mean is not None:
+            context.replace(taker.mean, context.value(taker.mean) - self.value)
+        elif (name := bias_name(self.weight)) in context.made:  # by another offset of the plan
+            context.replace(name, context.value(name) + self.value.to(context.value(name)))
         else:
-            self._make_bias(context)
+            self._make_bias(context, taker)
 
     def proof(self, context: Context) -> Proof:
         """The constant is added after each call of the layer, in the dense graph."""
@@ -73,83 +78,94 @@ class Offset(Edit):
             constants=((self.weight, self.value.detach()),),
         )
 
-    def _outputs(self, context: Context) -> Expr:
-        """The axis of what the layer gives that runs over its outputs: the last one of a linear
-        map, the channels of a convolution.
-        """
-        call = _calls(context.module, self.weight)[0]
-        return context.coupling.axes[call.name][1 - context.tensor(self.weight).dim()]
-
-    def _make_bias(self, context: Context) -> None:
+    def _make_bias(self, context: Context, taker: Taker) -> None:
         """Give the layer a bias, which trains where the weight does."""
-        weight, outputs = context.tensor(self.weight), self._outputs(context)
-        name = _bias_name(self.weight)
+        weight, outputs = context.tensor(self.weight), taker.outputs(context)
+        name = bias_name(self.weight)
         value = self.value.detach().to(weight.device, weight.dtype)
         context.make(name, nn.Parameter(value, requires_grad=weight.requires_grad), (outputs,))
-        for call in _calls(context.module, self.weight):
-            with context.module.graph.inserting_before(call):
+        nodes = {node.name: node for node in context.module.graph.nodes}
+        for one in taker.maps:
+            with context.module.graph.inserting_before(nodes[one.node]):
                 source = context.module.graph.get_attr(name)
             source.meta["val"] = TensorMeta((outputs.size,), weight.dtype)
-            call.args = (*call.args[:_BIAS], source, *call.args[_BIAS + 1 :])
+            set_argument(nodes[one.node], str(one.addend), source)
 
 
-def refuses_offset(module: CapturedModule, weight: str) -> str | None:
+@dataclass(frozen=True)
+class Taker:
+    """What takes a constant that is added to what the maps of a weight give.
+
+    Attributes:
+        maps: All uses of the weight.
+        bias: The bias that takes it, if there is one.
+        mean: The running mean of the norm that takes it where there is none. A bias has to be made
+            where there is neither.
+    """
+
+    maps: tuple[LinearMap, ...]
+    bias: str | None
+    mean: str | None
+
+    def outputs(self, context: Context) -> Expr:
+        """The axis of what the maps give that runs over their outputs."""
+        first = self.maps[0]
+        assert first.output_axis is not None
+        return context.coupling.axes[first.node][first.output_axis]
+
+
+def refuses_offset(module: CapturedModule, maps: Maps, weight: str) -> str | None:
     """Why no constant can be added to what the layer with this weight gives; None if one can."""
     try:
-        _held(module, names_of(module), weight)
+        taker_of(module, maps, weight)
     except PlanError as error:
         return str(error)
     return None
 
 
-def weight_of(call: fx.Node) -> object:
-    """The operand that is the weight, if the call is one that can add a bias to its product."""
-    if packet_of(call) == "aten::addmm":
-        named = arguments(call)
-        return named["mat2"] if named["beta"] == named["alpha"] == 1 else None
-    return call.args[_WEIGHT] if packet_of(call) in MAPS else None
+def taker_of(module: CapturedModule, maps: Maps, weight: str) -> Taker:
+    """What takes a constant that is added to what the layer with this weight gives.
 
+    Args:
+        module: As it is before a plan.
+        maps: Its linear maps.
+        weight: Name of the weight.
 
-def _held(module: CapturedModule, names: Names, weight: str) -> tuple[str | None, str | None]:
-    """The bias that takes a constant, or else the running mean; neither where one must be made."""
-    calls = _calls(module, weight)
-    given = [bias for call in calls if (bias := _bias(call)) is not None]
-    biases = {parameter_of(bias) for bias in given}
-    if len(biases) > 1 or None in biases or (biases and len(given) < len(calls)):
-        raise PlanError(f"the calls of {weight} do not share one bias to add an offset to")
-    if biases:
-        return _own_bias(module, names, str(biases.pop()), calls), None
-    norms = {pair.weight: pair.mean for pair in normed_maps(module)[0]}
-    if weight not in norms and find_tensor(module, _bias_name(weight)) is not None:
-        raise PlanError(f"{weight} has no bias, and the name {_bias_name(weight)} is taken")
-    return None, norms.get(weight)
-
-
-def _bias_name(weight: str) -> str:
-    return ".".join((*weight.split(".")[:-1], "bias"))
-
-
-def _calls(module: CapturedModule, weight: str) -> list[fx.Node]:
-    sources = [n for n in module.graph.find_nodes(op="get_attr") if n.target == weight]
-    calls = [user for source in sources for user in source.users]
-    if not calls or any(weight_of(call) not in sources for call in calls):
+    Raises:
+        PlanError: Nothing can take it.
+    """
+    own = tuple(one for one in maps if one.weight == weight)
+    if not own or not all(map(_takes, own)) or not only_multiplies(module, own):
         raise PlanError(
             f"{weight} is not the weight of linear layers alone, so nothing can take an "
             "offset; leave the layer out with exclude=, or use a method without a bias shift"
         )
-    return calls
+    given = [one.bias for one in own if one.added is not None]
+    biases = set(given)
+    if len(biases) > 1 or None in biases or (biases and len(given) < len(own)):
+        raise PlanError(f"the calls of {weight} do not share one bias to add an offset to")
+    if biases:
+        return Taker(own, _own_bias(module, str(biases.pop()), own), None)
+    norms = {pair.weight: pair.mean for pair in normed_maps(module)[0]}
+    if weight not in norms and find_tensor(module, bias_name(weight)) is not None:
+        raise PlanError(f"{weight} has no bias, and the name {bias_name(weight)} is taken")
+    return Taker(own, None, norms.get(weight))
 
 
-def _bias(call: fx.Node) -> object:
-    place = 0 if packet_of(call) == "aten::addmm" else _BIAS
-    return call.args[place] if len(call.args) > place else None
+def bias_name(weight: str) -> str:
+    """What the bias is called that a weight without one gets."""
+    return ".".join((*weight.split(".")[:-1], "bias"))
 
 
-def _own_bias(module: CapturedModule, names: Names, name: str, calls: list[fx.Node]) -> str:
-    """The bias, which nothing but these calls may read."""
-    readers = {
-        u for n in module.graph.find_nodes(op="get_attr") if n.target == name for u in n.users
-    }
-    if len(names[name]) > 1 or not readers.issubset(calls):
+def _takes(one: LinearMap) -> bool:
+    """Whether the operator can add a constant to each output of this map."""
+    return one.plain and one.addend is not None and one.output_axis is not None
+
+
+def _own_bias(module: CapturedModule, name: str, maps: Maps) -> str:
+    """The bias, which nothing but these maps may read."""
+    reads = [node for node in module.graph.find_nodes(op="get_attr") if node.target == name]
+    readers = {user.name for node in reads for user in node.users}
+    if len(names_of(module)[name]) > 1 or not readers.issubset(one.node for one in maps):
         raise PlanError(f"{name}, which an offset would go into, is read elsewhere too")
     return name

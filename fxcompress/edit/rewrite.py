@@ -41,7 +41,7 @@ def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten
             site and the reason.
     """
     check_plan(Context(module, coupling), plan)
-    context = Context(clone_graph(module, compiled=False), coupling)
+    context = Context(clone_graph(module, compiled=False), coupling, module)
     for edit in sorted(plan.edits, key=lambda edit: edit.stage):
         edit.apply(context)
     kept, mixed = change_widths(context)

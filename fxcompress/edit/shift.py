@@ -12,10 +12,9 @@ from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.coordinates import along, coordinates
 from fxcompress.axes.expressions import Factor, leaves
 from fxcompress.edit.context import Context
-from fxcompress.edit.offset import Offset, weight_of
+from fxcompress.edit.offset import Offset
 from fxcompress.errors import PlanError
-from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.schema import arguments
+from fxcompress.layers.maps import LinearMap
 
 
 def offsets_of(context: Context, group: ChannelGroup, shift: Tensor) -> Iterator[Offset]:
@@ -30,20 +29,18 @@ def offsets_of(context: Context, group: ChannelGroup, shift: Tensor) -> Iterator
         PlanError: Something reads the units that cannot take a constant, or would take it
             differently at the border of an image.
     """
-    weights = [
-        _weight(context.coupling, node, group)
+    maps = {
+        (one := _map(context, node, group)).weight: one
         for node in context.module.graph.nodes
         if _consumes(context.coupling, node, group.factor)
-    ]
-    for name in dict.fromkeys(weights):
+    }
+    for name, one in maps.items():
         weight = context.value(name)
         dim = _contracted(context.coupling, name, group.factor)
         index = coordinates(context.coupling.parameters[name][dim])[group.factor]
         seen = torch.where(index < 0, 0, shift.cpu().double()[index]).to(weight.device)
-        moved = weight.double() * along(seen, dim, weight.dim())
-        outputs = 1 if dim == 0 else 0
-        rest = [other for other in range(weight.dim()) if other != outputs]
-        yield Offset(name, moved.sum(rest).to(weight.dtype))
+        moved = one.matrix(weight.double() * along(seen, dim, weight.dim()))
+        yield Offset(name, moved.sum(2).flatten().to(weight.dtype))
 
 
 def _consumes(coupling: Coupling, node: fx.Node, factor: Factor) -> bool:
@@ -68,19 +65,19 @@ def _contracted(coupling: Coupling, name: str, factor: Factor) -> int:
     return found[0]
 
 
-def _weight(coupling: Coupling, node: fx.Node, group: ChannelGroup) -> str:
-    """The weight of a linear map that consumes the units."""
+def _map(context: Context, node: fx.Node, group: ChannelGroup) -> LinearMap:
+    """The linear map at a node that consumes the units."""
     where = f"group {group.name}: node '{node.name}' ({node.target})"
-    weight = parameter_of(weight_of(node))
-    if weight is None:
+    found = [one for one in context.maps if one.node == node.name and one.addend is not None]
+    if not found:
         raise PlanError(
             f"{where} reads the units and has no bias that could take a shift; "
             "give the projection without one"
         )
-    padding = arguments(node).get("padding", 0)
-    if torch.as_tensor(padding).any():
+    window = found[0].window
+    if window is not None and window.meets_zeros:
         raise PlanError(
-            f"{where} pads with zeros by {padding}, so a shift would be wrong at the border; "
-            "give the projection without one"
+            f"{where} pads with zeros by {list(window.before)}, so a shift would be wrong at the "
+            "border; give the projection without one"
         )
-    return weight
+    return found[0]

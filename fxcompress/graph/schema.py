@@ -79,6 +79,17 @@ def given(node: fx.Node, name: str) -> bool:
     return isinstance(place, int) or place in node.kwargs
 
 
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Write the argument `name` of a node, and the defaults of those before it."""
+    signature, named = signature_of(node.target), arguments(node)
+    place = signature.names.index(name)
+    before = [named[other] for other in signature.names[:place]]
+    node.args = (*before, value, *node.args[place + 1 :])
+    node.kwargs = {
+        key: own for key, own in node.kwargs.items() if key not in signature.names[: place + 1]
+    }
+
+
 def read(node: fx.Node, path: Path) -> Any:
     """The argument at `path`."""
     head, *rest = path

@@ -44,8 +44,14 @@ class Window:
     @property
     def plain(self) -> bool:
         """Whether it meets every position, and nothing else, once."""
-        moves = prod(self.stride) * prod(self.upsampling)
-        return self.taps == 1 and moves == 1 and not any((*self.before, *self.after))
+        return self.taps == 1 and prod(self.stride) == 1 and not self.meets_zeros
+
+    @property
+    def meets_zeros(self) -> bool:
+        """Whether some taps meet zeros that are not of the map: at its border, or between entries
+        that a transposed convolution puts apart.
+        """
+        return any((*self.before, *self.after)) or prod(self.upsampling) > 1
 
     def views(self, value: Tensor) -> Iterator[Tensor]:
         """What each tap meets, position by position; in the order of the kernel's entries."""

@@ -41,7 +41,9 @@ class LinearMap:
         inputs: Columns of each matrix, for each of the taps.
         taps: Positions that a kernel covers at once; 1 without a kernel.
         bias: Name of the parameter that the node adds as it is, one entry for each output.
-        added: Name of the node whose value the operator adds to the product, the bias or another.
+        addend: The operator's argument that it adds to the product (``bias``); None where it has
+            none.
+        added: Name of the node given for it, the bias or another.
         scale: What the operator multiplies the product by.
         window: Where a convolution reads.
         computed: Name of the node that computes what is multiplied from the weight, and does more
@@ -60,6 +62,7 @@ class LinearMap:
     inputs: int
     taps: int
     bias: str | None
+    addend: str | None
     added: str | None
     scale: float
     window: Window | None
@@ -85,6 +88,22 @@ class LinearMap:
         axes that inputs run over, the inner one. None where they are a part of an axis.
         """
         return self.letters.axis_of(self.letters.inputs[-1:], self.shape)
+
+    @property
+    def output_axis(self) -> int | None:
+        """The axis of the node's output that runs over groups and outputs, from the right (-1 is
+        the last); None where there is none alone.
+        """
+        own, axes = (*self.letters.groups, *self.letters.outputs), self.contraction.output_axes
+        return axes.index(own) - len(axes) if own in axes else None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the node gives matrix times input, plus what it adds, with the entries of the
+        weight as they are, each in its place.
+        """
+        scaled = self.contraction.scales != (1, 1)
+        return self.direct and self.whole and self.computed is None and not scaled
 
     def matrix(self, value: Tensor) -> Tensor:
         """A tensor of the weight's shape as a matrix, shape (groups, outputs, inputs · taps).
@@ -201,6 +220,7 @@ def _map(nodes: Mapping[str, fx.Node], one: Contraction, source: Source) -> Line
         inputs=letters.count(letters.inputs),
         taps=letters.count(letters.taps),
         bias=parameter_of(added) if plain else None,
+        addend=one.addend,
         added=one.added,
         scale=scale,
         window=one.window,

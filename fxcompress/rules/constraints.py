@@ -67,7 +67,9 @@ class Contraction:
         value_axes: The letters of each value's axes, also where the operator makes the value.
         output_axes: The letters of the product's axes.
         routed: Letters of the weight of which an operand says which rows meet which index.
-        added: What is added to the product, if anything is.
+        addend: The argument that is added to the product, as the operator's schema calls it; None
+            where the operator has none.
+        added: The node given for it, if one is.
         scales: What the product and what is added are multiplied by.
         window: Where a convolution reads, which turns its value's positions into its output's.
         inner: Whether the product stays inside the operator, as in a recurrent layer.
@@ -80,6 +82,7 @@ class Contraction:
     value_axes: tuple[LetterAxes, ...]
     output_axes: LetterAxes
     routed: frozenset[str] = frozenset()
+    addend: str | None = None
     added: str | None = None
     scales: tuple[float, float] = (1, 1)
     window: Window | None = None

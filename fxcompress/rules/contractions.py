@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxcompress.graph.schema import arguments
+from fxcompress.graph.schema import arguments, signature_of
 from fxcompress.graph.window import Window
 from fxcompress.rules.constraints import Contraction, LetterAxes
 from fxcompress.rules.context import Context
@@ -73,11 +73,18 @@ def contract(ctx: Context, node: fx.Node, weight: int, call: Multiplied) -> None
             ),
             output_axes=output,
             routed=frozenset().union(*routing),
+            addend=_named(node, call.added),
             added=added[0] if added else None,
             scales=(named.get("alpha", 1), named.get("beta", 1)),
             window=call.window,
         )
     )
+
+
+def _named(node: fx.Node, numbers: tuple[int, ...]) -> str | None:
+    """What the schema calls the only operand of these numbers."""
+    operands = signature_of(node.target).operands
+    return operands[numbers[0]][0] if len(numbers) == 1 else None
 
 
 def _sizes(axes: LetterAxes, shape: tuple[int, ...]) -> dict[str, int]:

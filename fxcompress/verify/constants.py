@@ -17,7 +17,7 @@ from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.axes.transforms import transform
 from fxcompress.edit.proof import Proof
 from fxcompress.graph.captured import CapturedModule
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.layers.maps import linear_maps
 from fxcompress.verify.masked import Addition
 from fxcompress.verify.scatter import Scatter
 
@@ -43,25 +43,17 @@ def additions(
 def _offset(
     old: CapturedModule, coupling: Coupling, name: str, value: Tensor, scatter: Scatter
 ) -> Iterator[tuple[str, Addition]]:
-    weight = find_tensor(old, name)
-    assert weight is not None
-    # Of the outputs: the last axis of what a linear map gives, the channels of a convolution.
-    dim = 1 - weight.dim()
-    for call in _calls(old, name):
-        expr = coupling.axes[call.name][dim]
+    for one in (one for one in linear_maps(old, coupling) if one.weight == name):
+        dim = one.output_axis
+        assert dim is not None
+        expr = coupling.axes[one.node][dim]
         own = {f: scatter.encoders[f] for f in leaves(expr) if f in scatter.encoders}
         scattered = transform(value, (expr,), [own])
-        shaped = scattered.reshape(-1, *(1,) * (-1 - dim))
-        yield call.name, _constant(shaped)
+        yield one.node, _constant(scattered.reshape(-1, *(1,) * (-1 - dim)))
 
 
 def _constant(value: Tensor) -> Addition:
     return lambda node, env: value
-
-
-def _calls(old: CapturedModule, weight: str) -> list[fx.Node]:
-    sources = [n for n in old.graph.find_nodes(op="get_attr") if n.target == weight]
-    return [user for source in sources for user in source.users]
 
 
 def _shift(

@@ -157,7 +157,7 @@ def _read_edits(
 def _check_offsets(program: Program, group: ChannelGroup) -> None:
     """Refuse a stream that cannot be turned, or whose readers take no constant."""
     for (name, _), (_, shift) in _reading(program, group, _checked(program, group)).items():
-        reason = refuses_offset(program.module, name) if bool(shift.any()) else None
+        reason = refuses_offset(program.module, program.maps, name) if bool(shift.any()) else None
         if reason is not None:
             raise DeclinedError(group, reason)
 

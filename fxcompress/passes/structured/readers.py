@@ -160,7 +160,7 @@ def takes_no_constant(program: Program, own: Iterable[Reader]) -> str | None:
     for one in own:
         if one.site.dim == 0:
             return _inputs_first(one.weight)
-        if (reason := refuses_offset(program.module, one.weight)) is not None:
+        if (reason := refuses_offset(program.module, program.maps, one.weight)) is not None:
             return reason
     return None
 

@@ -155,6 +155,23 @@ def test_an_offset_is_added_to_what_a_layer_gives() -> None:
     close(small(*program.args), program(*program.args) + torch.arange(3.0, dtype=torch.float64))
 
 
+def test_an_offset_goes_into_a_layer_that_reads_its_weight_transposed() -> None:
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.linear(x, self.weight.t())
+
+    program = fx.compile(Transposed(), (torch.randn(2, 3),))
+    value = torch.arange(4.0)
+    twice = Plan((Offset("weight", value), Offset("weight", value)))
+    small = fx.apply(program, _Fixed(twice))
+    assert small.module.get_parameter("bias").tolist() == [0.0, 2.0, 4.0, 6.0]
+    torch.testing.assert_close(small(*program.args), program(*program.args) + 2 * value)
+
+
 def test_an_offset_goes_into_the_bias_of_a_sum_with_a_product() -> None:
     class Product(nn.Module):
         def __init__(self, beta: float) -> None:

@@ -131,7 +131,8 @@ class ManyMaps(nn.Module):
         x = torch.einsum("btc,hcd->btdh", self.rnn(x)[0], self.heads)
         x = torch.einsum("btdh,dho->bto", x.relu(), self.join)
         x = self.normed((self.left @ x).relu())
-        return self.up(F.linear(x, self.parts[:, 1:]).mT)
+        out: Tensor = self.up(F.linear(x, self.parts[:, 1:]).mT)
+        return out
 
 
 def test_weights_of_all_operators_are_sparse_along_their_inputs_or_named() -> None:
@@ -148,7 +149,9 @@ def test_weights_of_all_operators_are_sparse_along_their_inputs_or_named() -> No
     ]
     for one in found.maps:
         if one.weight in masks:
-            matrix = one.matrix(masks[one.weight]).unflatten(2, (one.inputs, one.taps))
+            mask = masks[one.weight]
+            assert mask is not None
+            matrix = one.matrix(mask).unflatten(2, (one.inputs, one.taps))
             assert bool((blocks(matrix.flatten(0, 1), 4).sum(-1) == 2).all())
 
 
