@@ -8,7 +8,7 @@ compared; where they differ, or cannot be compared, the range of the axis begins
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from typing import Any
@@ -21,15 +21,10 @@ from fxcompress.ambient import EXCLUSIVE
 from fxcompress.capture.inputs import BATCH, UNDECIDED, Inputs
 from fxcompress.capture.tracing import evaluating, whole_attention
 from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.precision import TOLERANCE
 from fxcompress.interface import Interface, SizeInput, SizeRange, Sizes, TensorInput
 from fxcompress.interface.draws import drawn_like, resized
 
-_TOLERANCE: Mapping[torch.dtype, float] = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-5,  # the model may run another kernel for attention than the graph
-    torch.float16: 2e-2,
-    torch.bfloat16: 5e-2,
-}
 _MOST_TOGETHER = 3
 """Up to so many axes every combination of ones is tried; of more, each alone and all at once."""
 
@@ -207,7 +202,7 @@ def _agrees(expected: Any, found: Any) -> bool:
         return type(expected) is type(found) and bool(expected == found)
     if expected.shape != found.shape or expected.dtype != found.dtype:
         return False
-    tolerance = _TOLERANCE.get(expected.dtype)
+    tolerance = TOLERANCE.get(expected.dtype)
     if tolerance is None or not expected.numel():
         return torch.equal(expected, found)
     usable = expected.isfinite()

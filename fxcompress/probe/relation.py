@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxcompress.graph.precision import tolerance_of
 from fxcompress.probe.experiment import Draw, Experiment, ProbeError, random_tensor, same
 
 Place = tuple[int, int]
@@ -16,8 +17,6 @@ Place = tuple[int, int]
 DRAWS = 3
 STEPS = 12
 """Sizes tried in every draw; an axis of up to so many indices is tried at all of them."""
-TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}
-"""Of the largest value. Slices are computed by kernels for other sizes, which round otherwise."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,8 @@ def _close(found: Tensor, expected: Tensor) -> bool:
         return bool((found == expected).all())
     finite = expected[expected.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
-    tolerance = scale * TOLERANCES.get(expected.dtype, 1e-5)
+    # Slices are computed by kernels for other sizes, which round otherwise.
+    tolerance = scale * tolerance_of(expected.dtype)
     return torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 

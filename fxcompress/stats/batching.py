@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxcompress.graph.precision import tolerance_of
 from fxcompress.graph.state import copies, forked
 from fxcompress.program import Program
 from fxcompress.stats.running import runner, tensors_of
@@ -25,8 +26,6 @@ from fxcompress.verify import distance
 
 FEW = 4
 """Samples that are run to see something of the program, where it runs so few."""
-SAME = {torch.float64: 1e-9, torch.float32: 1e-5}
-"""What rounding may change, of the largest output; half precision rounds to a hundredth."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _independent(program: Program, inputs: Any) -> bool:
             outs.append([v[kept] for v in values if v.ndim and v.shape[0] == size])
         if not outs[0] or len(outs[0]) != len(outs[1]):
             return False
-        if not distance(outs[1], outs[0])[0] <= SAME.get(outs[0][0].dtype, 1e-2):
+        if not distance(outs[1], outs[0])[0] <= tolerance_of(outs[0][0].dtype):
             return False
     return True
 

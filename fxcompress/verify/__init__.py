@@ -20,8 +20,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.edit.context import Context
@@ -32,15 +30,16 @@ from fxcompress.errors import PlanError, VerificationError
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.lazy import is_lazy
 from fxcompress.graph.parameters import has_values
+from fxcompress.graph.precision import TOLERANCE, inputs_in_double
 from fxcompress.report import NOT_RUN, Check
-from fxcompress.verify.compare import TOLERANCE, coarsest_dtype, distance, doubled
+from fxcompress.verify.compare import coarsest_dtype, distance
 from fxcompress.verify.draws import refuse_unequal_draws, unequal_draws
 from fxcompress.verify.reference import compared_by, reference_of
 from fxcompress.verify.trial import Reference, Trial
 from fxcompress.verify.values import check_values
 from fxcompress.verify.zeroed import obstacle, zeroed_reference
 
-__all__ = ["TOLERANCE", "distance", "verify"]
+__all__ = ["distance", "verify"]
 
 
 def verify(
@@ -150,7 +149,7 @@ class _Comparison:
             return result
         # Single precision may be at its end in a deep net; double precision tells rounding from a
         # wrong mapping.
-        args, kwargs = pytree.tree_map_only(Tensor, doubled, (self.args, dict(self.kwargs)))
+        args, kwargs = inputs_in_double((self.args, dict(self.kwargs)))
         return trial.double()(args, kwargs, self.proof.kind, _tolerance_in_double(self.proof))
 
 

@@ -1,8 +1,7 @@
-"""How two outputs are compared: how far apart they are, and how far they may be."""
+"""How two outputs are compared: how far apart they are, and in what type."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,13 +10,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.metadata import dtype_of, is_tensor
-
-TOLERANCE: Mapping[torch.dtype, float] = {
-    torch.float64: 1e-10,
-    torch.float32: 1e-5,  # sums of a few thousand products, in another order
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,  # eight bits of mantissa, accumulated over layers
-}
+from fxcompress.graph.precision import TOLERANCE
 
 
 def distance(found: Any, reference: Any) -> tuple[float, bool]:
@@ -69,10 +62,3 @@ def drawn(tensor: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     kind = torch.complex64 if tensor.is_complex() else torch.float32
     return torch.randn(tensor.shape, generator=generator, dtype=kind).to(tensor)
-
-
-def doubled(tensor: Tensor) -> Tensor:
-    """The tensor in double precision, if it is of a floating or complex type."""
-    if tensor.is_complex():
-        return tensor.to(torch.complex128)
-    return tensor.double() if tensor.is_floating_point() else tensor

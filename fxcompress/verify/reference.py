@@ -15,7 +15,7 @@ from fxcompress.axes.transforms import Choices
 from fxcompress.edit.proof import Proof
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import find_tensor
-from fxcompress.verify.compare import doubled
+from fxcompress.graph.precision import doubled
 from fxcompress.verify.constants import additions
 from fxcompress.verify.masked import Addition, masked_forward
 from fxcompress.verify.scatter import scatter_of

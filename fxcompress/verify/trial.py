@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -13,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import VerificationError
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.precision import in_double
 from fxcompress.graph.state import run_alone
 from fxcompress.report import Check
 from fxcompress.verify.compare import distance, drawn, is_vacuous
@@ -51,7 +51,7 @@ class Trial:
     def double(self) -> Trial:
         """The same in double precision."""
         old, new, finalized = (
-            None if module is None else copy.deepcopy(module).double()
+            None if module is None else in_double(module)
             for module in (self.reference.old, self.new, self.finalized)
         )
         assert old is not None

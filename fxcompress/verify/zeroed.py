@@ -23,8 +23,8 @@ from fxcompress.edit.plan import Project
 from fxcompress.edit.proof import Proof
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import names_of
+from fxcompress.graph.precision import doubled
 from fxcompress.graph.state import copies, forked, isolated, written_tensors
-from fxcompress.verify.compare import doubled
 from fxcompress.verify.masked import flat_inputs
 
 

@@ -5,7 +5,6 @@ Both run on the example inputs and, where an axis is free, on inputs of another 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from fxcompress.ambient import EXCLUSIVE
 from fxcompress.capture import tracing
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.metadata import dynamic_dims, is_tensor
+from fxcompress.graph.precision import FAULT, in_double, inputs_in_double, tolerance_of
 from fxcompress.graph.state import forked, isolated, preserved
-from fxcompress.verify import TOLERANCE, distance
+from fxcompress.verify import distance
 from fxcompress.writeback.transplant import named_tensors
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -66,7 +66,7 @@ class Gate:
         self.inputs = [(args, dict(kwargs)), *_other_sizes(graph, args, dict(kwargs))]
         self.references = [_run(self.graph, given) for given in self.inputs]
         self.dtype = _dtype(graph)
-        self.tolerance = TOLERANCE.get(self.dtype, TOLERANCE[torch.float32])
+        self.tolerance = tolerance_of(self.dtype)
 
     def measure(self, model: nn.Module) -> Verdict:
         """Compare `model`, in evaluation mode, with the graph."""
@@ -80,18 +80,16 @@ class Gate:
             except Exception as failure:  # a class that cannot hold the sizes fails in its own way
                 return Verdict(float("inf"), self.tolerance, failure, counter.calls)
             worst = max(worst, error if finite else float("inf"))
-        if self.tolerance < worst < 1e-2 and self.dtype == torch.float32:
+        if self.tolerance < worst < FAULT and self.dtype == torch.float32:
             return self._measure_in_double(model)
         return Verdict(worst, self.tolerance)
 
     def _measure_in_double(self, model: nn.Module) -> Verdict:
         """Deep nets can be at the end of single precision; double tells rounding from a fault."""
-        graph, twin = copy.deepcopy(self.graph).double(), copy.deepcopy(model).double()
+        graph, twin = in_double(self.graph), in_double(model)
         worst = 0.0
         for given in self.inputs:
-            exact = pytree.tree_map_only(
-                Tensor, lambda t: t.double() if t.is_floating_point() else t, given
-            )
+            exact = inputs_in_double(given)
             try:
                 error, finite = distance(_run(twin, exact), _run(graph, exact))
             except Exception as failure:  # a class may insist on its own dtype

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import tempfile
@@ -17,6 +16,7 @@ from fxcompress.export.checks.compare import OutputError, Tolerance, distances
 from fxcompress.export.onnx.exportable import Exportable, Inputs, run_module
 from fxcompress.export.onnx.write import describe, to_onnx
 from fxcompress.export.runtimes.protocol import Runtime, Session
+from fxcompress.graph.precision import in_double, inputs_in_double
 
 # Two float32 programs that sum in another order differ by a few times what each loses.
 _ROUNDING_SLACK = 10
@@ -120,9 +120,9 @@ def find_guilty(program: Exportable, case: Disagreement) -> Blame:
 
 def _is_noise(case: Disagreement) -> bool:
     """Whether the module's own rounding, seen against float64, is of the size of the errors."""
-    wide = [t.double() if t.is_floating_point() else t for t in case.tensors]
+    wide = inputs_in_double(list(case.tensors))
     try:
-        exact = run_module(copy.deepcopy(case.module).double(), case.inputs, wide)
+        exact = run_module(in_double(case.module), case.inputs, wide)
     except ExportError:
         return False  # a dtype is written into the model: there is no float64 to compare with
     rounding = {

@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.export.runtimes.protocol import Array
-
-# Share of an output's largest magnitude. Sound exports of deep networks were seen to differ by up
-# to 10 units in the last place of a dtype's precision (1.2e-6 in float32), faulty ones by a
-# hundredth and more; these lie between.
-RTOL = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-# Differences this small say nothing: what is left where an output should be exactly zero.
-ATOL = {torch.float64: 1e-14, torch.float32: 1e-8, torch.float16: 1e-5, torch.bfloat16: 1e-5}
+from fxcompress.graph.precision import NOTHING, OTHER_RUNTIME
 
 
 @dataclass(frozen=True)
@@ -51,10 +45,10 @@ def tolerance_for(
     tensors: Iterable[Tensor], rtol: float | None = None, atol: float | None = None
 ) -> Tolerance:
     """The tolerance of the least precise floating dtype among the tensors a result depends on."""
-    kinds = {tensor.dtype for tensor in tensors if tensor.dtype in RTOL} or {torch.float32}
+    kinds = {tensor.dtype for tensor in tensors if tensor.dtype in OTHER_RUNTIME} or {torch.float32}
     return Tolerance(
-        relative=max(RTOL[kind] for kind in kinds) if rtol is None else rtol,
-        absolute=max(ATOL[kind] for kind in kinds) if atol is None else atol,
+        relative=max(OTHER_RUNTIME[kind] for kind in kinds) if rtol is None else rtol,
+        absolute=max(NOTHING[kind] for kind in kinds) if atol is None else atol,
     )
 
 
