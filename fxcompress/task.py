@@ -27,6 +27,7 @@ class Task(Checked):
             and labels under ``"labels"``.
         loss: From the model's output and the labels to a scalar: a mean over the batch.
         metric: From the model's output and the labels to a number to report; larger is better.
+        validation: Batches that nothing is fitted to, as `data`: steps decide by the metric there.
         forward: How to call the model on a batch's inputs; by default ``model(inputs)``,
             ``model(*inputs)`` for a tuple and ``model(**inputs)`` for a mapping.
     """
@@ -35,6 +36,7 @@ class Task(Checked):
     loss: Callable[[Any, Any], Tensor] | None = None
     metric: Callable[[Any, Any], float] | None = None
     forward: Callable[[Any, Any], Any] | None = None
+    validation: Batches | None = None
 
 
 def as_task(task: Task | Iterable[Any] | None) -> Task | None:

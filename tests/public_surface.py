@@ -38,7 +38,8 @@ RESULTS = {
     "fx.Program", "fx.Sensitivity", "export.BenchmarkResult", "export.CheckResult",
     "export.EngineFile", "export.EngineTiming", "export.OnnxFile", "export.ParsedNetwork",
     "stats.Features", "stats.Gradients", "stats.Moments", "stats.Paired",
-    "elimination.Elimination", "elimination.Scores", "loaders.Loaded", "train.Progress",
+    "elimination.Elimination", "elimination.Scores", "loaders.Loaded", "train.Context",
+    "train.Progress",
 }  # fmt: skip
 """Classes that only the package itself makes; their methods are tried all the same."""
 
@@ -220,6 +221,7 @@ VALID: dict[str, Valid] = {
     "loaders.load_model": lambda _: {"spec": "torch.nn:Identity", "inputs": ["2x4"]},
     "loaders.load_task": lambda _: {"spec": _array(), "program": program()},
     "loaders.parse_inputs": lambda _: {"specs": ["2x4"]},
+    "train.Recover": lambda _: {},
     "train.Trainer": lambda _: {},
     "train.Trainer.fit": lambda _: {"module": Net(), "task": task()},
     "train.Trainer.rate": lambda _: {"epoch": 0.5},

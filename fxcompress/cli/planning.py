@@ -9,11 +9,13 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from fxcompress import train
 from fxcompress.analysis.cost import Cost
 from fxcompress.cli.answers import Tell
 from fxcompress.cli.views import cost_table, shapes
 from fxcompress.compiler import apply
 from fxcompress.edit.plan import Plan
+from fxcompress.errors import PlanError
 from fxcompress.program import Pass, Program
 from fxcompress.report.tables import table
 
@@ -82,7 +84,7 @@ class Forecast:
         return Group(Text(f"{self.model}: a plan, nothing was written"), *parts, costs)
 
 
-def planned(program: Program, passes: Sequence[Pass], tell: Tell) -> Forecast:
+def planned(program: Program, passes: Sequence[Pass | train.Step], tell: Tell) -> Forecast:
     """Ask the passes in order; each sees what the one before would leave.
 
     Raises:
@@ -93,6 +95,10 @@ def planned(program: Program, passes: Sequence[Pass], tell: Tell) -> Forecast:
     steps, after = [], before
     for number, one in enumerate(passes, start=1):
         tell(f"{one}")
+        if isinstance(one, train.Step):
+            raise PlanError(
+                f"{one!r} is a step: what it does is known when it has run; leave it out of a plan"
+            )
         plan = one.plan(program)
         steps.append(_step(one, plan))
         after = program.cost.keeping(plan.stored)(plan.widths)

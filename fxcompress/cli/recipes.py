@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from fxcompress import passes
+from fxcompress import passes, train
 from fxcompress.analysis.quantities import BUILT_IN
 from fxcompress.budget import Budget
 from fxcompress.errors import PlanError
@@ -71,10 +71,11 @@ class Sizes:
 
 
 def known_passes() -> dict[str, Callable[..., Any]]:
-    """The passes by the names they have here: MagnitudePruning is ``magnitude``."""
+    """Passes and steps by the names they have here: MagnitudePruning is ``magnitude``."""
     found: dict[str, Callable[..., Any]] = {}
-    for name in passes.__all__:
-        maker: Any = getattr(passes, name)
+    rooms = {**dict.fromkeys(passes.__all__, passes), **dict.fromkeys(train.__all__, train)}
+    for name, room in rooms.items():
+        maker: Any = getattr(room, name)
         if _is_pass(maker) and maker.__name__ == name:
             words = [word.lower() for word in _WORD.findall(name)]
             found["-".join(words).removesuffix("-pruning")] = maker
@@ -131,9 +132,9 @@ def _takes(maker: Callable[..., Any], options: Mapping[str, Any]) -> bool:
 
 
 def _is_pass(maker: Any) -> bool:
-    """Whether it is a pass that needs nothing but numbers and words; a criterion is more."""
+    """Whether it is a pass or step that needs only numbers and words; a criterion is more."""
     return (
-        hasattr(maker, "plan")
+        (hasattr(maker, "plan") or hasattr(maker, "run"))
         and not inspect.isabstract(maker)
         and all(
             parameter.default is not parameter.empty

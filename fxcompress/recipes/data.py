@@ -68,7 +68,7 @@ def recipe_of(data: Any) -> Any:
             'as in {"MagnitudePruning": {"ratio": 0.5}}'
         )
     ((name, fields),) = data.items()
-    kind = find(str(name))
+    kind = find(str(name), "the data")
     if not isinstance(fields, Mapping) or any(not isinstance(each, str) for each in fields):
         raise PlanError(f"the data of {name} are {shown(fields)}; write its fields by their names")
     return kind(**{key: _decoded(value) for key, value in fields.items()})

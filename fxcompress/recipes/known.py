@@ -24,8 +24,8 @@ def is_known(name: str) -> bool:
     return bool(_KNOWN.get(name))
 
 
-def find(name: str) -> type:
-    """The class of a name.
+def find(name: str, where: str) -> type:
+    """The class of a name that stands in a text or data.
 
     Raises:
         PlanError: There is none, with the nearest names, or there are several.
@@ -35,9 +35,10 @@ def find(name: str) -> type:
         names = [each for each in _KNOWN if is_known(each)]
         near = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5)) or "none"
         raise PlanError(
-            f"no pass, step or other recipe is called {name!r}; the nearest are {near}. "
+            f"{where}: no pass, step or other recipe is called {name!r}; the nearest are {near}. "
             "One of your own is known when its module is imported"
         )
     if len(found) > 1:
-        raise PlanError(f"{name!r} may be {' or '.join(sorted(found))}; rename one of them")
+        several = " or ".join(sorted(found))
+        raise PlanError(f"{where}: {name!r} may be {several}; rename one of them")
     return next(iter(found.values()))

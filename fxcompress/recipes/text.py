@@ -37,7 +37,7 @@ def _value(node: ast.expr) -> Any:
         raise SyntaxError("only a class can be called")  # noqa: TRY004 - an error in a text
     if node.args or any(each.arg is None for each in node.keywords):
         raise SyntaxError("every option needs its name")
-    kind = find(node.func.id)
+    kind = find(node.func.id, "the text")
     return kind(**{str(each.arg): _value(each.value) for each in node.keywords})
 
 

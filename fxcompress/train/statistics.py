@@ -11,14 +11,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxcompress.arguments import Count, checked
 from fxcompress.errors import FxCompressError
-from fxcompress.graph.captured import CapturedModule, aten
+from fxcompress.graph.captured import CapturedModule, aten, clone_graph
 from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
+from fxcompress.graph.state import forked, written_tensors
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call, size_of
 from fxcompress.train.reading import EMPTY
 
-_TRAINING, _MOMENTUM = 5, 6  # places in the arguments of aten.batch_norm
+_STATISTICS = (3, 4)  # running mean and variance, in the arguments of aten.batch_norm
+_TRAINING, _MOMENTUM = 5, 6
 
 
 @checked(FxCompressError)
@@ -55,6 +57,45 @@ def recalibrate(module: nn.Module, task: Task, batches: Count | None = None) -> 
             for total, buffer in zip(sums, buffers, strict=True):
                 buffer.copy_(total / weight)
     return len(buffers)
+
+
+def renewed(module: CapturedModule, task: Task, batches: int | None = None) -> dict[str, Tensor]:
+    """What `recalibrate` would write, by name; the module stays as it is.
+
+    Each tensor stands under one name, also where several have it.
+
+    Raises:
+        FxCompressError: There are no data, or the module does not take them.
+    """
+    statistics = tuple(_statistics(module))
+    own = _with_own(module, statistics)
+    with forked(own):
+        recalibrate(own, task, batches)
+    found = {name: find_tensor(own, name) for name in statistics}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _statistics(module: CapturedModule) -> Iterator[str]:
+    """The running statistics that the graph reads, each tensor under one name."""
+    names, seen = names_of(module), set[str]()
+    for node in module.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+        for place in _STATISTICS:
+            if (name := parameter_of(node.args[place])) is not None and name not in seen:
+                seen |= names[name]
+                yield name
+
+
+def _with_own(module: CapturedModule, statistics: tuple[str, ...]) -> CapturedModule:
+    """The module in evaluation mode, over the same tensors but for copies of the statistics and of
+    whatever else its graph writes to.
+    """
+    own = clone_graph(module).eval()
+    names = names_of(own)
+    for name in {*statistics, *written_tensors(own)}:
+        value = find_tensor(module, name)
+        assert value is not None
+        replace_tensor(own, names, name, value.clone())
+    return own
 
 
 @contextmanager
