@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,8 @@ from fxcompress.passes import MagnitudePruning, NMSparsity, RandomPruning
 from fxcompress.program import Program
 from fxcompress.train import Context, Recover, Step, evaluate, recalibrate
 from models import normal, randomize
+
+KILL = "FXCOMPRESS_TEST_KILL"
 
 
 class Net(nn.Module):
@@ -47,6 +53,13 @@ def batches(model: nn.Module, seeds: range) -> list[tuple[Tensor, Tensor]]:
         return [(each, model.eval()(each)) for each in images]
 
 
+def interrupt() -> None:
+    """What stops a run: a key pressed, or the system's kill."""
+    if KILL in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise KeyboardInterrupt
+
+
 class Counted:
     """Batches that count how often they are read, and stop the run at one of them."""
 
@@ -59,7 +72,7 @@ class Counted:
     def __iter__(self) -> Iterator[Any]:
         for batch in self.data:
             if self.read == self.stop:
-                raise KeyboardInterrupt
+                interrupt()
             self.read += 1
             yield batch
 
@@ -175,6 +188,17 @@ def test_a_killed_run_goes_on_to_the_same_result(
     assert_same(last, whole)
     assert (data.read, held_out.read) == (0, 0)
     assert len(list(tmp_path.iterdir())) == 3, "a program after each, and nothing else"
+
+
+def test_a_run_that_the_system_kills_goes_on_too(tmp_path: Path) -> None:
+    code = f"import test_steps; test_steps.compiled(2, checkpoint={str(tmp_path)!r})"
+    places = os.pathsep.join([*map(str, (Path(__file__).parent, *Path(__file__).parents[1:3]))])
+    environment = {**os.environ, KILL: "1", "PYTHONPATH": places}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    found, data, held_out = compiled(checkpoint=tmp_path)
+    assert_same(found, compiled()[0])
+    assert (data.read, held_out.read) == (4, 2)
 
 
 def test_another_run_takes_nothing_of_this_one(tmp_path: Path) -> None:
