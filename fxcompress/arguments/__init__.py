@@ -11,6 +11,7 @@ annotations say, ranges included::
     class MagnitudePruning(Checked): p: Literal[1, 2] = 2
 """
 
+from fxcompress.arguments import containers, scalars
 from fxcompress.arguments.calls import Checked, checked
 from fxcompress.arguments.conditions import (
     AnyPath,
@@ -29,6 +30,9 @@ from fxcompress.arguments.conditions import (
 )
 from fxcompress.arguments.kinds import Refused, fit
 from fxcompress.arguments.words import shown
+
+FAMILIES = (scalars, containers)
+"""Importing a family of kinds fills the table."""
 
 __all__ = [
     "AnyPath",
