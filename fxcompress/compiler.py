@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,9 @@ from fxcompress.capture import Captured, DynamicSpec, Source, capture
 from fxcompress.capture.lazily import capture_lazily
 from fxcompress.errors import CaptureError, PlanError
 from fxcompress.program import Pass, Program
-from fxcompress.recipes import Recipe
 from fxcompress.report import Change, FrozenGroup, GroupChange, Report
-from fxcompress.stages import apply, stage
+from fxcompress.stages import apply, check, run
 from fxcompress.task import Task, as_task
-from fxcompress.train.checkpoints import Checkpoints
 from fxcompress.train.step import Step
 
 __all__ = ["apply", "compile"]
@@ -107,7 +104,7 @@ def compile(
         108
     """
     tell = on_progress or logger.info
-    _check(passes)
+    check(passes)
     tell("capture")
     if weights is None:
         captured = capture(model, args, kwargs, dynamic, canonicalize, trust=trust)
@@ -127,33 +124,8 @@ def compile(
     tell("analyse")
     check_pins(program.module, program.pin)
     program = replace(program, report=_first_report(program, captured))
-    kept = Checkpoints.of(None if checkpoint is None else Path(checkpoint), program, passes, verify)
-    done, program = kept.latest(program, tell)
-    for number, one in enumerate(passes[done:], start=done):
-        tell(f"{one}")
-        with _named(passes, number):
-            program = stage(program, one, kept.context(number, seed, tell), verify)
-            kept.save(program, number + 1)
-    return program
-
-
-def _check(passes: Sequence[Pass | Step]) -> None:
-    """Refuse what no program could make right before any work."""
-    for number, one in enumerate(passes):
-        if isinstance(one, Recipe):
-            with _named(passes, number):
-                one.check()
-
-
-@contextmanager
-def _named(passes: Sequence[Pass | Step], number: int) -> Iterator[None]:
-    """An error inside says which pass raised it, and which ran before."""
-    try:
-        yield
-    except Exception as error:
-        after = f", after {', '.join(map(repr, passes[:number]))}" if number else ""
-        error.add_note(f"in pass {number + 1} of {len(passes)}, {passes[number]!r}{after}")
-        raise
+    folder = None if checkpoint is None else Path(checkpoint)
+    return run(program, passes, tell, verify=verify, checkpoint=folder)
 
 
 def _first_report(program: Program, captured: Captured) -> Report:

@@ -1,10 +1,13 @@
-"""One stage of a compilation: a pass is planned, carried out and verified; a step is run."""
+"""The stages of a compilation: a pass is planned, carried out and verified; a step is run."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -21,12 +24,68 @@ from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import has_values, names_of
 from fxcompress.graph.through import read_value
 from fxcompress.program import Pass, Program
+from fxcompress.recipes import Recipe
 from fxcompress.report import NOT_RUN, Check, PassRun, Report, SparseParameter, resized
+from fxcompress.train.checkpoints import Checkpoints
 from fxcompress.train.step import Context, Step
 from fxcompress.verify import verify as verify_pass
 
 logger = logging.getLogger(__name__)
 _NO_PROOF = "a step may change what the program computes; its notes say what it measured"
+
+
+def check(passes: Sequence[Pass | Step]) -> None:
+    """Refuse what no program could make right, before any work.
+
+    Raises:
+        PlanError: An option is missing.
+    """
+    for number, one in enumerate(passes):
+        if isinstance(one, Recipe):
+            with _named(passes, number):
+                one.check()
+
+
+@sealed
+def run(
+    program: Program,
+    passes: Sequence[Pass | Step],
+    tell: Callable[[str], None],
+    *,
+    verify: bool = True,
+    checkpoint: Path | None = None,
+) -> Program:
+    """The program after all passes and steps, in order.
+
+    Args:
+        program: What the first gets.
+        passes: Passes and steps.
+        tell: Called with a line of text before each.
+        verify: Compare with a reference after every pass.
+        checkpoint: A folder that a run is kept in, and goes on from.
+
+    Raises:
+        FxCompressError: Whatever a pass or step raises; a note on it names that and those before.
+    """
+    kept = Checkpoints.of(checkpoint, program, passes, verify)
+    done, program = kept.latest(program, tell)
+    for number, one in enumerate(passes[done:], start=done):
+        tell(f"{one}")
+        with _named(passes, number):
+            program = _stage(program, one, kept.context(number, program.seed, tell), verify)
+            kept.save(program, number + 1)
+    return program
+
+
+@contextmanager
+def _named(passes: Sequence[Pass | Step], number: int) -> Iterator[None]:
+    """An error inside says which pass raised it, and which ran before."""
+    try:
+        yield
+    except Exception as error:
+        after = f", after {', '.join(map(repr, passes[:number]))}" if number else ""
+        error.add_note(f"in pass {number + 1} of {len(passes)}, {passes[number]!r}{after}")
+        raise
 
 
 @checked(PlanError)
@@ -38,15 +97,10 @@ def apply(program: Program, one: Pass | Step, *, verify: bool = True) -> Program
         PlanError: The pass's plan would break the program.
         VerificationError: The result is not what it must be.
     """
-    return stage(program, one, Context(logger.info, program.seed), verify)
+    return _stage(program, one, Context(logger.info, program.seed), verify)
 
 
-def stage(program: Program, one: Pass | Step, ctx: Context, verify: bool) -> Program:
-    """As `apply`, with what surrounds a step.
-
-    Raises:
-        FxCompressError: Whatever the pass or step raises.
-    """
+def _stage(program: Program, one: Pass | Step, ctx: Context, verify: bool) -> Program:
     if isinstance(one, Step):
         return _stepped(program, one, ctx, verify)
     return _passed(program, one, verify)

@@ -110,13 +110,19 @@ def compile(
     probe: options.Probe = False,
     trust: options.Trust = False,
     seed: options.Seed = 0,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to keep the run in; the same command goes on from there if it was killed."
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Compress a model, verify every pass, and save the program."""
     sizes = Sizes(
         ratio, flops, macs, params, size, everywhere, round_to, include, exclude, dims, exact
     )
-    request = Request(model, inputs, weights, seed, static, pin, probe, data, trust)
+    request = Request(model, inputs, weights, seed, static, pin, probe, data, trust, checkpoint)
 
     def work(tell: Tell) -> Answer:
         wanted = make_passes(passes or default_passes(sizes, data), sizes)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fxcompress.cli.answers import Tell
-from fxcompress.compiler import apply, compile
+from fxcompress.compiler import compile
 from fxcompress.loaders import Loaded, load_model, load_task
 from fxcompress.program import Pass, Program
+from fxcompress.stages import run
+from fxcompress.train import Step
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Request:
     probe: bool = False
     data: str | None = None
     trust: bool = False
+    checkpoint: Path | None = None
 
     def load(self, tell: Tell) -> Loaded:
         """The model with its example inputs."""
@@ -36,7 +39,7 @@ class Request:
     def program(
         self,
         tell: Tell,
-        passes: Sequence[Pass] = (),
+        passes: Sequence[Pass | Step] = (),
         *,
         verify: bool = True,
         loaded: Loaded | None = None,
@@ -46,10 +49,7 @@ class Request:
         if self.data:
             tell(f"load {self.data}")
             program = replace(program, task=load_task(self.data, program))
-        for one in passes:
-            tell(f"{one}")
-            program = apply(program, one, verify=verify)
-        return program
+        return run(program, passes, tell, verify=verify, checkpoint=self.checkpoint)
 
     def _captured(self, loaded: Loaded, tell: Tell) -> Program:
         if (saved := loaded.program) is not None:

@@ -75,8 +75,8 @@ Passes = Annotated[
         "--pass",
         "-p",
         help="magnitude, random, fold-batch-norm, nm-sparsity …, in the order given; options of "
-        "its own in brackets: 'magnitude(p=1)'. By default magnitude, or least-squares where there "
-        "is --data.",
+        "its own in brackets: 'magnitude(p=1)'. What history shows is taken too, and a recipe as a "
+        ".yaml file. By default magnitude, or least-squares where there is --data.",
         rich_help_panel=_PASSES,
     ),
 ]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -114,6 +115,8 @@ def _parsed(text: str) -> Sequence[Any]:
     Raises:
         typer.BadParameter: It says nothing of the kind.
     """
+    if text.endswith((".yaml", ".yml")):
+        return _saved(text)
     known, found = known_passes(), _CALL.fullmatch(text.strip())
     if found is not None and found["name"] in known:
         text = f"{known[found['name']].__name__}({found['options'] or ''})"
@@ -124,6 +127,15 @@ def _parsed(text: str) -> Sequence[Any]:
         one = Recipe.parse(text)
     except PlanError as error:
         raise typer.BadParameter(str(error)) from error
+    return one if isinstance(one, Pipeline) else (one,)
+
+
+def _saved(path: str) -> Sequence[Any]:
+    """The recipe in a YAML file, or those in its list."""
+    try:
+        one = Recipe.from_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, PlanError) as error:
+        raise typer.BadParameter(f"{path}: {error}") from error
     return one if isinstance(one, Pipeline) else (one,)
 
 

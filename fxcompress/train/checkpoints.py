@@ -104,7 +104,7 @@ def _key(program: Program, verify: bool) -> str:
     """The digest of a dense program: its code and all its tensors, and how it is compiled."""
     module = program.module
     said = (__version__, torch.__version__, module.code, program.dynamic, program.single)
-    options = (program.seed, program.pin, program.probe, verify)
+    options = (program.seed, program.pin, program.probe, program.history, verify)
     inputs = [_told(leaf) for leaf in pytree.tree_leaves((program.args, dict(program.kwargs)))]
     persistent = module.state_dict().keys()
     others = {n: _told(b) for n, b in module.named_buffers() if n not in persistent}

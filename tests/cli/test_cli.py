@@ -191,6 +191,27 @@ def test_what_history_shows_can_be_typed(net: str, tmp_path: Path) -> None:
         assert torch.equal(value, other.module.state_dict()[name]), name
 
 
+def test_a_recipe_is_taken_from_a_file_and_a_run_is_kept(net: str, tmp_path: Path) -> None:
+    recipe, folder, out = tmp_path / "half.yaml", tmp_path / "run", str(tmp_path / "a.fxc")
+    recipe.write_text("- RandomPruning: {ratio: 0.5}\n- FoldBatchNorm: {}\n")
+    words = ["compile", net, "-o", out, "--pass", str(recipe), "--checkpoint", str(folder)]
+    told = data(*words)
+    assert told["history"] == ["RandomPruning(ratio=0.5)", "FoldBatchNorm()"]
+    assert len(list(folder.iterdir())) == 2
+    again = run(*words)
+    assert "go on after FoldBatchNorm()" in again.stderr
+    assert data(*words)["report"]["passes"] == told["report"]["passes"], "seconds and all"
+
+
+def test_an_error_names_the_pass(net: str, tmp_path: Path) -> None:
+    words = ["--pass", "random", "--ratio", "0.5", "--pass", "TaylorPruning()"]
+    result = run("compile", net, "-o", str(tmp_path / "a.fxc"), *words)
+    assert result.exit_code == 1
+    assert "in pass 2 of 2, TaylorPruning(ratio=0.5), after RandomPruning(ratio=0.5)" in (
+        result.stderr
+    )
+
+
 def test_the_output_is_called_after_the_model(
     net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
