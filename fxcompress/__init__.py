@@ -15,7 +15,7 @@ from fxcompress import passes
 from fxcompress.arguments import checked
 from fxcompress.budget import Budget
 from fxcompress.compiler import apply, compile
-from fxcompress.edit.plan import Offset, Plan, Project, Reparametrize, Replace
+from fxcompress.edit.plan import Edit, Offset, Plan, Project, Reparametrize, Replace, Store
 from fxcompress.errors import (
     BudgetError,
     CaptureError,
@@ -64,6 +64,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "CaptureError",
+    "Edit",
     "ExportError",
     "FxCompressError",
     "LoadError",
@@ -77,6 +78,7 @@ __all__ = [
     "Reparametrize",
     "Replace",
     "Sensitivity",
+    "Store",
     "Task",
     "VerificationError",
     "WriteBackError",

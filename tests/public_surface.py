@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import fxcompress as fx
 from fxcompress import loaders, stats, train
 from fxcompress.budget import Sizing
+from fxcompress.edit.codecs import Int8PerRow
 from fxcompress.passes import elimination
 from fxcompress.report import Report
 from fxcompress.stats import Read
@@ -164,6 +165,10 @@ VALID: dict[str, Valid] = {
     "fx.Project": lambda _: {"group": group(), "encode": torch.tensor([0, 1])},
     "fx.Reparametrize": lambda _: {"parameter": "mid.weight", "module": nn.Identity()},
     "fx.Replace": lambda _: {"parameter": "mid.weight", "value": torch.zeros(8, 4)},
+    "fx.Store": lambda _: {
+        "parameter": "mid.weight", "codec": Int8PerRow(),
+        "parts": Int8PerRow().encode(torch.ones(8, 4)),
+    },
     "fx.Task": lambda _: {"data": [images()]},
     "fx.apply": lambda _: {"program": program(), "one": fx.passes.MagnitudePruning(ratio=0.5)},
     "fx.axis_rule": lambda _: {},

@@ -150,15 +150,15 @@ def cost_model(coupling: Coupling, module: CapturedModule, single: bool = False)
         for name, tensor in tensors.items()
     }
     # A parameter in another form lies in buffers, which have its bytes; it is one all the same.
-    stored |= {
-        id(module.get_submodule(str(node.target))): Stored(
+    kept = {
+        id(next(module.get_submodule(str(node.target)).buffers())): Stored(
             str(node.target), (), prod(shape_of(node)), 0, True, packed=0
         )
         for node in module.graph.find_nodes(op="call_module")
         if keeps(node)
     }
     batch = _free_batch(coupling, module) if single else {}
-    return CostModel(coupling.work, tuple(stored.values()), batch)
+    return CostModel(coupling.work, (*stored.values(), *kept.values()), batch)
 
 
 def _free_batch(coupling: Coupling, module: CapturedModule) -> dict[Factor, int]:

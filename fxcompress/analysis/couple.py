@@ -113,6 +113,12 @@ def _visit(
             if operand in ctx.axes:
                 for axes in _tensors(ctx, operand):
                     ctx.freeze(axes, node, "an output of the model")
+    elif keeps(node):
+        name = str(node.target)
+        ctx.axes[node] = parameters[name] = _parameter(ctx, node, name, labels)
+        ctx.sources[node] = frozenset((name,))
+        words = f"{name} is kept in another form; finalize the program before it may shrink"
+        ctx.freeze(ctx.of(node), node, words)
     elif node.op == "call_module":
         _reparametrized(ctx, node)
     else:
@@ -135,11 +141,7 @@ def _can_be_zeroed(ctx: Context, name: str) -> bool:
 
 
 def _reparametrized(ctx: Context, node: fx.Node) -> None:
-    """A parameter read through a module, or kept in one, which knows its shape."""
-    if keeps(node):
-        words = f"{node.target} is kept in another form; finalize the program before it may shrink"
-        ctx.axes[node] = ctx.opaque(node, words)
-        return
+    """A parameter read through a module, which knows its shape."""
     words = "read through a module; finalize the program before it may shrink"
     for operand in node.all_input_nodes:
         ctx.freeze(ctx.of(operand), node, words)

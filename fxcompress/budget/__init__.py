@@ -7,6 +7,7 @@ from fxcompress.budget.normalise import NORMALISERS, Normaliser, normalised
 from fxcompress.budget.options import Budget, Globs, Limits, Sizing
 from fxcompress.budget.rounding import TARGETS
 from fxcompress.budget.scope import Scope, check_globs, matches, names_of, scope_of
+from fxcompress.budget.weights import WeightGlobs
 from fxcompress.recipes import Recipe
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Recipe",
     "Scope",
     "Sizing",
+    "WeightGlobs",
     "by_budget",
     "by_ratio",
     "check_globs",

@@ -17,7 +17,7 @@ from fxcompress.errors import LoadError, PlanError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import set_tensor
 from fxcompress.graph.saveable import kind_of, make, saveable
-from fxcompress.graph.through import keeps
+from fxcompress.graph.through import keeps, same_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,8 @@ def unpack(module: CapturedModule, name: str) -> None:
     assert isinstance(kept, Encoded)
     with torch.no_grad():
         value = nn.Parameter(kept().detach().clone(), requires_grad=kept.trains)
-    names = {n for n, m in module.named_modules(remove_duplicate=False) if m is kept}
+    every = module.named_modules(remove_duplicate=False)
+    names = {other for other, one in every if isinstance(one, Encoded) and same_tensors(one, kept)}
     for other in names:
         module.delete_submodule(other)
         set_tensor(module, other, value)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.graph.captured import CapturedModule
-from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.metadata import parameter_of, shape_of
 from fxcompress.graph.parameters import find_tensor
 
 
@@ -49,3 +49,16 @@ def read_value(module: CapturedModule, name: str) -> Tensor | None:
     with torch.no_grad():
         read: Tensor = through() if value is None else through(value)
     return read
+
+
+def read_shape(module: CapturedModule, name: str) -> tuple[int, ...] | None:
+    """The shape of what `read_value` gives; nothing is computed."""
+    value, calls = find_tensor(module, name), module_calls(module).get(name)
+    if calls is not None:
+        return shape_of(calls[0])
+    return None if value is None else tuple(value.shape)
+
+
+def same_tensors(module: nn.Module, other: nn.Module) -> bool:
+    """Whether two small modules have the very same tensors: a tied parameter is kept once."""
+    return module is other or [*map(id, module.buffers())] == [*map(id, other.buffers())] != []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from fxcompress.graph.saveable import Saveable as Saveable
 from fxcompress.graph.saveable import is_saveable, kind_of, make
 from fxcompress.graph.saveable import saveable as saveable
 from fxcompress.io.values import Encoder, Json
+
+if TYPE_CHECKING:
+    from fxcompress.io.replay import Call
 
 
 def dump_modules(module: CapturedModule, encoder: Encoder) -> list[Json]:
@@ -58,6 +61,25 @@ def make_module(name: str, config: Mapping[str, Any]) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise LoadError(f"{name} is no module that a graph can call; the manifest is damaged")
     return made
+
+
+def check_kept(module: nn.Module, call: Call) -> None:
+    """Check that a small module without inputs gives what its call says.
+
+    Args:
+        module: As `make_module` gave it, on the meta device.
+        call: What the file says of its call.
+
+    Raises:
+        LoadError: It gives something else.
+    """
+    value, said = module(), call.value
+    given = (list(value.shape), str(value.dtype).removeprefix("torch."))
+    if given != (getattr(said, "shape", None), getattr(said, "dtype", None)):
+        raise LoadError(
+            f"node '{call.name}' reads a parameter of {given[0]} {given[1]}, and the manifest says "
+            f"{said}; the two belong to different programs"
+        )
 
 
 def _holds_a_module(module: nn.Module, name: str) -> bool:

@@ -17,6 +17,7 @@ from fxcompress.errors import LoadError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.metadata import is_tensor, shape_of
 from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.through import read_shape
 from fxcompress.io.schema import Text
 
 Axis = Annotated[str, Field(pattern=r"^[0-9]{1,2}$")]
@@ -54,8 +55,7 @@ def check_saved(module: CapturedModule, saved: SavedProgram) -> None:
     """
     _check_inputs(module, saved)
     for name, (mask, pattern) in saved.masks.items():
-        value = find_tensor(module, name)
-        if value is None or mask.dtype != torch.bool or mask.shape != value.shape:
+        if mask.dtype != torch.bool or tuple(mask.shape) != read_shape(module, name):
             raise LoadError(f"the mask of {name!r} is not one of it; the manifest is damaged")
         if pattern and (pattern[2] >= mask.dim() or not Pattern(*pattern).holds(mask)):
             raise LoadError(f"the mask of {name!r} has no such pattern; the manifest is damaged")

@@ -16,6 +16,7 @@ from fxcompress.passes.ippro.method import IPPRO, PROscore
 from fxcompress.passes.kron_obs.method import KroneckerSurgeon, KronOBSPruning
 from fxcompress.passes.least_squares.method import LeastSquares, LeastSquaresPruning
 from fxcompress.passes.projective import Projective, ProjectivePruning
+from fxcompress.passes.quantize.weight_only import WeightOnlyQuantization
 from fxcompress.passes.repair.fold_batchnorm import FoldBatchNorm
 from fxcompress.passes.repair.recalibrate import RecalibrateBatchNorm
 from fxcompress.passes.repair.tune_norms import TuneNorms
@@ -71,6 +72,7 @@ __all__ = [
     "TuneNorms",
     "Uniform",
     "WandaPruning",
+    "WeightOnlyQuantization",
     "WeightTimesInput",
     "progressive",
 ]

@@ -258,7 +258,7 @@ class Context:
 
 def _parameter_dim(operand: fx.Node, dim: int | None) -> int | None:
     """Which axis of the parameter axis `dim` of the operand is, through transpositions; or None."""
-    while dim is not None and operand.op != "get_attr":
+    while dim is not None and operand.all_input_nodes:
         rank = len(shape_of(operand))
         name = packet_of(operand)
         if name in ("aten::t", "aten::numpy_T"):

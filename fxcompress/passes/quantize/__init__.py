@@ -1,0 +1,1 @@
+"""Methods that keep weights in fewer bits."""
