@@ -21,6 +21,7 @@ from fxcompress.edit.check import check_values
 from fxcompress.edit.finalize import finalize
 from fxcompress.edit.masks import Masks, current_masks
 from fxcompress.edit.plan import Plan
+from fxcompress.edit.rows import with_parameters
 from fxcompress.errors import FxCompressError, LoadError, PlanError, WriteBackError
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.parameters import has_values, names_of, replace_tensor, state_digest
@@ -106,7 +107,8 @@ class Program:
     @property
     def sparsity(self) -> dict[str, float]:
         """The share of zeros that are for good, of every parameter that has any."""
-        return {name: zeros.share for name, zeros in self.masks.items()}
+        masks = current_masks(self.module, self.masks)
+        return {name: zeros.share for name, zeros in masks.items()}
 
     @property
     def recipe(self) -> Pipeline:
@@ -205,10 +207,13 @@ class Program:
 
     @sealed
     def finalize(self) -> Program:
-        """The same program with every mask and reparametrisation folded into plain parameters."""
+        """The same program with every mask and reparametrisation folded into plain parameters, and
+        with what is kept in another form decoded.
+        """
         masks = current_masks(self.module, self.masks)
         new = replace(self, module=finalize(self.module), masks=masks)
-        return replace(new, report=resized(self.report, new.cost()))
+        report = resized(self.report, new.cost())
+        return replace(new, report=with_parameters(report, new.module, masks))
 
     @checked(WriteBackError)
     @sealed

@@ -18,6 +18,7 @@ from fxcompress.arguments import checked
 from fxcompress.edit.masks import masks_after
 from fxcompress.edit.plan import Plan
 from fxcompress.edit.rewrite import rewrite
+from fxcompress.edit.rows import with_parameters
 from fxcompress.edit.widths import Kept
 from fxcompress.errors import PlanError, VerificationError
 from fxcompress.graph.captured import CapturedModule
@@ -25,7 +26,7 @@ from fxcompress.graph.parameters import has_values, names_of
 from fxcompress.graph.through import read_value
 from fxcompress.program import Pass, Program
 from fxcompress.recipes import Recipe
-from fxcompress.report import NOT_RUN, Check, PassRun, Report, SparseParameter, resized
+from fxcompress.report import NOT_RUN, Check, PassRun, Report, resized
 from fxcompress.train.checkpoints import Checkpoints
 from fxcompress.train.step import Context, Step
 from fxcompress.verify import verify as verify_pass
@@ -210,17 +211,13 @@ def _then(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 def _next_report(
     old: Program, new: Program, plan: Plan, run: PassRun, checks: tuple[Any, ...]
 ) -> Report:
-    report = resized(old.report, new.cost())
+    report = with_parameters(resized(old.report, new.cost()), new.module, new.masks)
     widths = {group.name: width for group, width in plan.widths.items()}
     return replace(
         report,
         groups=tuple(
             replace(g, units=replace(g.units, after=widths[g.name])) if g.name in widths else g
             for g in report.groups
-        ),
-        sparse=tuple(
-            SparseParameter(name, zeros.share, str(zeros.pattern or ""))
-            for name, zeros in new.masks.items()
         ),
         passes=(*report.passes, run),
         checks=checks,

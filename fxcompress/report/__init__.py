@@ -20,7 +20,16 @@ from fxcompress.errors import FxCompressError, LoadError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Change", "Check", "FrozenGroup", "GroupChange", "PassRun", "Report", "SparseParameter"]
+__all__ = [
+    "Change",
+    "Check",
+    "FrozenGroup",
+    "GroupChange",
+    "PassRun",
+    "Report",
+    "SparseParameter",
+    "StoredParameter",
+]
 
 NOT_RUN = "not run"
 """The kind of a check that could not be made."""
@@ -77,6 +86,15 @@ class SparseParameter:
 
 
 @dataclass(frozen=True)
+class StoredParameter:
+    """A parameter that is kept in another form: which, and its bytes as it was and as it is."""
+
+    name: str
+    form: str
+    bytes: Change
+
+
+@dataclass(frozen=True)
 class PassRun:
     """One pass: its recipe, how long it took, and what it has to say (rounded widths, say)."""
 
@@ -121,6 +139,7 @@ class Report:
         groups: The groups that may shrink.
         frozen: The groups that may not.
         sparse: The parameters with zeros that are for good.
+        stored: The parameters that are kept in another form.
         passes: The passes that ran, in order.
         checks: What was verified after each of them.
         unknown: Operators without a rule, with the nodes that use them.
@@ -140,6 +159,7 @@ class Report:
     groups: tuple[GroupChange, ...] = ()
     frozen: tuple[FrozenGroup, ...] = ()
     sparse: tuple[SparseParameter, ...] = ()
+    stored: tuple[StoredParameter, ...] = ()
     passes: tuple[PassRun, ...] = ()
     checks: tuple[Check, ...] = ()
     unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

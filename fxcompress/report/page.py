@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from fxcompress.files.write import write_text
-from fxcompress.report.text import describe_check, describe_zeros, sizes
+from fxcompress.report.text import describe_check, describe_form, describe_zeros, sizes
 
 if TYPE_CHECKING:
     from fxcompress.report import Report
@@ -78,6 +78,15 @@ svg { max-width: 100%; height: auto; }
 <tr><th>parameter</th><th>share</th></tr>
 {% for one in report.sparse -%}
 <tr><td>{{ one.name }}</td><td>{{ zeros(one) }}</td></tr>
+{% endfor -%}
+</table>
+{% endif -%}
+{% if report.stored -%}
+<h2>Kept in another form</h2>
+<table>
+<tr><th>parameter</th><th>form</th></tr>
+{% for one in report.stored -%}
+<tr><td>{{ one.name }}</td><td>{{ form(one) }}</td></tr>
 {% endfor -%}
 </table>
 {% endif -%}
@@ -152,6 +161,7 @@ def render_page(report: Report) -> str:
         sizes=list(sizes(report)),
         chart=chart,
         describe=describe_check,
+        form=describe_form,
         zeros=describe_zeros,
     )
 

@@ -15,7 +15,7 @@ from fxcompress.report import NOT_RUN
 from fxcompress.report.tables import rendered, sizes_table, table
 
 if TYPE_CHECKING:
-    from fxcompress.report import Check, Report, SparseParameter
+    from fxcompress.report import Check, Report, SparseParameter, StoredParameter
 
 _ROWS = 24
 _REASONS = 8
@@ -79,6 +79,10 @@ def _closing_lines(report: Report) -> Iterator[str]:
         yield f"{len(report.sparse)} parameters have zeros for good:"
         lines = (f"{one.name}: {describe_zeros(one)}" for one in report.sparse)
         yield from _listed(lines, len(report.sparse))
+    if report.stored:
+        yield f"{len(report.stored)} parameters are kept in another form:"
+        lines = (f"{one.name}: {describe_form(one)}" for one in report.stored)
+        yield from _listed(lines, len(report.stored))
     if report.frozen:
         yield f"{len(report.frozen)} groups may not shrink:"
         reasons = Counter(group.reason for group in report.frozen).most_common()
@@ -118,6 +122,11 @@ def _closing_lines(report: Report) -> Iterator[str]:
 def describe_zeros(one: SparseParameter) -> str:
     """How sparse a parameter is, and in what pattern."""
     return f"{one.zeros:.1%}" + (f", {one.pattern}" if one.pattern else ", no pattern")
+
+
+def describe_form(one: StoredParameter) -> str:
+    """How a parameter is kept."""
+    return f"{one.form}, {one.bytes.after:,} of {one.bytes.before:,} bytes"
 
 
 def describe_check(check: Check) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.arguments import Count
-from fxcompress.budget import Globs, Recipe, check_globs, matches, names_of
+from fxcompress.budget import WeightGlobs, names_of
 from fxcompress.edit.plan import Pattern, Plan, Reparametrize, Replace
 from fxcompress.errors import PlanError
 from fxcompress.graph.parameters import find_tensor, read_tensor
@@ -24,7 +24,7 @@ from fxcompress.program import Program
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class NMSparsity(Recipe):
+class NMSparsity(WeightGlobs):
     """Keep the n largest of every m consecutive inputs of each weight.
 
     In a convolution the m are neighbouring input channels at one position of the kernel. Of equal
@@ -45,15 +45,11 @@ class NMSparsity(Recipe):
     n: Count = 2
     m: Count = 4
     trainable: bool = False
-    include: Globs = ()
-    exclude: Globs = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n >= self.m:
             raise PlanError(f"n of every m inputs stay, so 0 < n < m; got n={self.n}, m={self.m}")
-        for name in ("include", "exclude"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
 
     def plan(self, program: Program) -> Plan:
         """Choose a mask for every weight.
@@ -63,11 +59,11 @@ class NMSparsity(Recipe):
             BudgetError: A glob matches no parameter.
         """
         names = names_of(program.module)
-        check_globs((*self.include, *self.exclude), names)
+        self.check_globs(names)
         edits: list[Replace | Reparametrize] = []
         notes: list[str] = []
         for name, maps in _weights(program).items():
-            if not self._meant(names.get(name, frozenset((name,)))):
+            if not self.meant(names.get(name, frozenset((name,)))):
                 continue
             reason, axis = _obstacle(program, maps, self.m), maps[0].input_axis
             if reason or axis is None:
@@ -79,10 +75,6 @@ class NMSparsity(Recipe):
                 f"{self!r} finds no weight to make sparse: {'; '.join(notes) or 'none is included'}"
             )
         return Plan(tuple(edits), tuple(notes))
-
-    def _meant(self, names: frozenset[str]) -> bool:
-        included = not self.include or any(matches(glob, names) for glob in self.include)
-        return included and not any(matches(glob, names) for glob in self.exclude)
 
     def _edit(self, program: Program, name: str, axis: int) -> Replace | Reparametrize:
         weight = read_tensor(program.module, name)

@@ -18,9 +18,13 @@ from torch import Tensor, nn
 import fxcompress as fx
 from fxcompress.edit.codecs import Int8PerRow
 from fxcompress.graph.through import read_value
-from fxcompress.io.modules import make_module
+from fxcompress.io.modules import check_kept, make_module
+from fxcompress.io.replay import Call
+from fxcompress.io.schema import TensorValue
 from fxcompress.passes import MagnitudePruning, NMSparsity, WeightOnlyQuantization
 from fxcompress.program import Program
+from fxcompress.report import Change, Report
+from fxcompress.verify import verify
 from models import MODELS, build
 from programs import program
 
@@ -147,15 +151,34 @@ def test_a_file_holds_codes_and_gives_them_back(tmp_path: Path) -> None:
     assert "head.weight" in loaded.finalize().sparsity
 
 
-def test_a_file_that_names_another_shape_is_refused() -> None:
-    config = {
-        "codec": "fxcompress.edit.store.Encoded",
-        "settings": {},
-        "parts": {},
-        "trains": True,
-    }
-    with pytest.raises((fx.LoadError, KeyError)):
-        make_module("fxcompress.edit.store.Encoded", config)
+def test_a_damaged_form_is_refused() -> None:
+    """A codec that is none, and a value of another shape than the graph reads."""
+    codec: dict[str, Any] = {"codec": "fxcompress.edit.codecs.Int8PerRow", "settings": {"axis": 0}}
+    parts = {"codes": [[4, 3], torch.int8], "scales": [[4], torch.float32]}
+    kind = "fxcompress.edit.store.Encoded"
+    made = make_module(kind, {**codec, "parts": parts, "trains": True})
+    check_kept(made, call([4, 3]))
+    with pytest.raises(fx.LoadError, match="different programs"):
+        check_kept(made, call([3, 4]))
+    nested = {"codec": kind, "settings": {**codec, "parts": {}, "trains": True}}
+    with pytest.raises(fx.LoadError, match="no codec"):
+        make_module(kind, {**nested, "parts": {}, "trains": True})
+    with pytest.raises(fx.LoadError, match="no module"):
+        make_module(codec["codec"], codec["settings"])
+
+
+def call(shape: list[int]) -> Call:
+    said = TensorValue(shape=shape, dtype="float32", dynamic=[])
+    return Call("call_module", "weight", "weight", (), {}, said)
+
+
+def test_the_report_lists_what_is_kept_in_another_form() -> None:
+    new = stored()
+    (row,) = [one for one in new.report.stored if one.name == "head.weight"]
+    assert (row.form, row.bytes) == ("INT8 per row", Change(1024, 256 + 32))
+    assert "head.weight: INT8 per row, 288 of 1,024 bytes" in str(new)
+    assert Report.from_dict(new.report.to_dict()) == new.report
+    assert new.finalize().report.stored == ()
 
 
 def test_onnx_has_int8_weights_and_onnxruntime_agrees(tmp_path: Path) -> None:
@@ -199,7 +222,7 @@ class Just:
         return fx.Plan(tuple(self.edits(found)))
 
 
-def edited(change: Callable[[dict[str, Tensor]], None]) -> Just:
+def edited(change: Callable[[dict[str, Tensor]], object]) -> Just:
     """The first layer stored as parts that `change` has spoilt."""
 
     def edits(found: Program) -> list[fx.Store]:
@@ -229,8 +252,6 @@ def test_a_code_that_changes_in_the_program_fails_the_proof() -> None:
     new = fx.apply(found, Just(lambda _: plan.edits))
     faulty = copy.deepcopy(new.module)
     faulty.get_buffer("head.weight.codes")[0, 0] += 1
-    from fxcompress.verify import verify
-
     with pytest.raises(fx.VerificationError, match=r"head\.weight\.codes"):
         verify(found.module, faulty, found.analysis.coupling, plan, found.args, found.kwargs)
 
@@ -238,7 +259,7 @@ def test_a_code_that_changes_in_the_program_fails_the_proof() -> None:
 def test_globs_and_what_cannot_be_stored_are_told() -> None:
     with pytest.raises(fx.BudgetError, match="nearest"):
         WeightOnlyQuantization(include="haed.weight").plan(dense())
-    some = WeightOnlyQuantization(exclude=["conv.*", "up.*"]).plan(dense())
+    some = WeightOnlyQuantization(exclude=("conv.*", "up.*")).plan(dense())
     assert {"mid.weight", "head.weight"} < {edit.target for edit in some.edits}
     assert len(some.edits) == 3
     broken = dense()
