@@ -6,18 +6,17 @@ the loss rises by ½ tr(G δ A δᵀ) when W changes by δ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxcompress.errors import PlanError
 from fxcompress.graph.parameters import read_tensor
-from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.graph.state import forked
-from fxcompress.layers.inputs import Window, window_of
+from fxcompress.layers.maps import LinearMap
 from fxcompress.program import Program
 from fxcompress.stats.batching import batching_of
 from fxcompress.stats.data import samples_of
@@ -111,47 +110,46 @@ def _damped(matrix: Tensor, share: float) -> Tensor:
 
 
 def factors_of(
-    program: Program, calls: Mapping[str, Iterable[str]], who: str, samples: int | None = None
+    program: Program, maps: Iterable[LinearMap], who: str, samples: int | None = None
 ) -> dict[str, Factors]:
-    """The factors of layers, accumulated over the program's data.
+    """The factors of linear maps, accumulated over the program's data; by weight.
 
     A sample of a convolution has as many inputs and gradients as positions: A sums over them and G
     takes their mean, as if they did not depend on each other (Grosse and Martens, 2016).
 
     Args:
         program: With labelled data and a loss.
-        calls: For each weight the nodes that apply it.
+        maps: All maps of each weight; they have factors, see `has_factors`.
         who: The method that asks, for messages.
         samples: How many samples at most; None for all.
 
     Raises:
-        PlanError: A layer is none of those that have factors, or as `gradients`.
+        PlanError: As `gradients`.
     """
     inputs, *_ = next(samples_of(program, who))
     independent = batching_of(program, inputs).independent
-    nodes = {node.name: node for node in program.module.graph.nodes}
-    inner = {name: _Gram() for name in calls}
-    outer = {name: _Gram(_square(program, name)) for name in calls}
-    observed: dict[str, list[tuple[_Layer, _Gram]]] = {}
+    inner: dict[str, _Gram] = {}
+    outer: dict[str, _Gram] = {}
+    observed: dict[str, list[tuple[LinearMap, _Gram]]] = {}
     watched: dict[Place, Tap] = {}
-    for weight, names in calls.items():
-        for name in names:
-            layer = _Layer.of(nodes[name], who)
-            observed.setdefault(layer.source, []).append((layer, inner[weight]))
-            watched[name] = _OutputTap(layer, outer[weight], independent)
+    for one in maps:
+        own = inner.setdefault(one.weight, _Gram())
+        given = outer.setdefault(one.weight, _Gram(_square(program, one)))
+        observed.setdefault(one.values[0], []).append((one, own))
+        watched[one.node] = _OutputTap(one, given, independent)
     taps = {source: _InputTap(tuple(pairs)) for source, pairs in observed.items()}
     count = observe(program, taps, who=who, samples=samples)
     gradients(program, (), watched, who=who, samples=samples)
     return {
         weight: Factors(inner[weight].total / count, outer[weight].total / count)
-        for weight in calls
+        for weight in inner
     }
 
 
-def _square(program: Program, weight: str) -> Tensor:
+def _square(program: Program, one: LinearMap) -> Tensor:
     """Zeros of the shape of G: what stays of a layer that no gradient reaches."""
-    value = read_tensor(program.module, weight)
-    return value.new_zeros((len(value), len(value)), dtype=torch.float64)
+    weight = read_tensor(program.module, one.weight)
+    return weight.new_zeros((one.outputs, one.outputs), dtype=torch.float64)
 
 
 @dataclass
@@ -165,76 +163,32 @@ class _Gram:
         self.total = self.total + scale * (rows.mT @ rows)
 
 
-def has_factors(node: fx.Node) -> bool:
-    """Whether a call is a linear map or a convolution whose Fisher information factorises."""
-    if packet_of(node) == "aten::linear":
-        return True
-    return window_of(node) is not None and arguments(node)["groups"] == 1
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """How inputs and outputs of a call become rows.
-
-    Attributes:
-        source: The node that it reads.
-        window: Of a convolution; None for a linear map.
-        bias: Whether it adds a bias, for which inputs have a column of ones.
+def has_factors(one: LinearMap) -> bool:
+    """Whether a map is one whose Fisher information factorises: all inputs meet all outputs, and
+    what is added is a bias of its own or nothing.
     """
-
-    source: str
-    window: Window | None
-    bias: bool
-
-    @classmethod
-    def of(cls, node: fx.Node, who: str) -> _Layer:
-        named = arguments(node)
-        window = window_of(node)
-        if not has_factors(node):
-            raise PlanError(
-                f"{who}: '{node.name}' ({node.target}) has no Kronecker factors; only linear "
-                "layers and convolutions in one group do. Leave it out with exclude="
-            )
-        return cls(named["input"].name, window, named["bias"] is not None)
-
-    def inputs(self, value: Tensor) -> Tensor:
-        """Rows of (samples and positions, columns of the flattened weight)."""
-        if self.window is None:
-            rows = value.flatten(0, -2) if value.ndim > 1 else value[None]
-        else:
-            value = value if self._batched(value) else value[None]
-            taps = torch.stack([view.flatten(2) for view in self.window.views(value)], 2)
-            rows = taps.flatten(1, 2).mT.flatten(0, 1)
-        return F.pad(rows, (0, 1), value=1.0) if self.bias else rows
-
-    def outputs(self, value: Tensor) -> Tensor:
-        """Rows of (samples and positions, outputs)."""
-        if self.window is not None:
-            value = value.movedim(1 if self._batched(value) else 0, -1)
-        return value.flatten(0, -2) if value.ndim > 1 else value[None]
-
-    def _batched(self, value: Tensor) -> bool:
-        """Whether a map has an axis of samples."""
-        return self.window is not None and value.ndim == len(self.window.kernel) + 2
+    biased = one.added is None or one.bias is not None
+    return one.plain and one.groups == 1 and one.value is not None and biased
 
 
 @dataclass(frozen=True)
 class _InputTap:
-    pairs: tuple[tuple[_Layer, _Gram], ...]
+    pairs: tuple[tuple[LinearMap, _Gram], ...]
 
     def __call__(self, value: Tensor) -> None:
-        for layer, gram in self.pairs:
-            gram.add(layer.inputs(value))
+        for one, gram in self.pairs:
+            rows = one.inputs_from(value)[0]
+            gram.add(rows if one.bias is None else F.pad(rows, (0, 1), value=1.0))
 
 
 @dataclass(frozen=True)
 class _OutputTap:
-    layer: _Layer
+    map: LinearMap
     gram: _Gram
     independent: bool
 
     def __call__(self, value: Tensor, gradient: Tensor) -> None:
-        rows = self.layer.outputs(gradient)
+        rows = self.map.outputs_from(gradient)[0]
         samples = len(gradient) if self.independent else 1
         self.gram.add(rows, samples / len(rows))
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fxcompress.analysis.groups import ChannelGroup
+from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.arguments import Count, Positive
-from fxcompress.axes.coordinates import cell_numbers, coordinates
+from fxcompress.axes.coordinates import along, cell_numbers, coordinates
 from fxcompress.edit.plan import Edit, Project, Replace
 from fxcompress.graph.parameters import read_tensor
-from fxcompress.layers.weights import Producer, producers
+from fxcompress.layers.maps import LinearMap
+from fxcompress.layers.weights import producers
 from fxcompress.passes.kron_obs.factors import (
     Factors,
     factors_of,
@@ -79,13 +80,11 @@ class KronOBSPruning(Structured, Reconstruction, alias="KroneckerSurgeon"):
         Raises:
             PlanError: As `factors_of`, or nothing that has factors produces a group.
         """
-        calls: dict[str, Iterable[str]] = {}
-        for group in groups:
-            for one in _layers(program, group):
-                calls[one.weight] = one.nodes
+        layers = [layer for group in groups for layer in _layers(program, group)]
+        maps = dict.fromkeys(one for layer in layers for one in layer.maps)
         drawn = self.labels == "drawn"
         shown = with_drawn_labels(program, WHO, self.samples) if drawn else program
-        found = factors_of(shown, calls, WHO, self.samples)
+        found = factors_of(shown, maps, WHO, self.samples)
         return Surgeon(self, {name: each.damped(self.damping) for name, each in found.items()})
 
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
@@ -128,54 +127,78 @@ class Surgeon(Criterion, Reconstruction):
         return (*found.values(), Project(group, kept))
 
 
-def _layers(program: Program, group: ChannelGroup) -> list[Producer]:
+@dataclass(frozen=True)
+class _Layer:
+    """A weight with rows for the units.
+
+    Attributes:
+        maps: All that is done with it.
+        site: The axis of the weight that holds the units.
+    """
+
+    maps: tuple[LinearMap, ...]
+    site: Site
+
+    @property
+    def weight(self) -> str:
+        return self.maps[0].weight
+
+    @property
+    def bias(self) -> str | None:
+        return self.maps[0].bias
+
+
+def _layers(program: Program, group: ChannelGroup) -> list[_Layer]:
     """The layers with rows for the units, each once."""
     own = {
-        one.weight: one
+        one.weight: one.site
         for one in producers(program, group)
-        if one.site.role == "produce" and one.site.dim == 0 and not one.filters
+        if one.site.role == "produce" and not one.filters
     }
     if not own:
         raise DeclinedError(group, "no layer with a row for each unit produces it")
-    nodes = {node.name: node for node in program.module.graph.nodes}
-    for one in own.values():
-        for name in one.nodes:
-            if not has_factors(nodes[name]):
-                raise DeclinedError(
-                    group,
-                    f"'{name}' ({nodes[name].target}) has no Kronecker factors; only linear layers "
-                    "and convolutions in one group do",
-                )
-    return list(own.values())
+    found = {name: [one for one in program.maps if one.weight == name] for name in own}
+    for name, maps in found.items():
+        odd = next((one for one in maps if not has_factors(one)), None)
+        if odd is not None or not maps:
+            where = f"'{odd.node}'" if odd else name
+            raise DeclinedError(
+                group,
+                f"{where} has no Kronecker factors; only linear layers and convolutions in one "
+                "group do",
+            )
+    return [_Layer(tuple(found[name]), site) for name, site in own.items()]
 
 
-def _matrix(program: Program, one: Producer) -> Tensor:
+def _matrix(program: Program, one: _Layer) -> Tensor:
     """The weight with one row for each output, and a last column for its bias."""
-    weight = _value(program, one.weight).flatten(1)
+    weight = one.maps[0].matrix(_value(program, one.weight))[0]
     if one.bias is None:
         return weight
     return torch.cat([weight, _value(program, one.bias)[:, None]], 1)
 
 
-def _replaced(program: Program, one: Producer, matrix: Tensor) -> dict[str, Edit]:
-    old = read_tensor(program.module, one.weight)
-    columns = old[0].numel()
-    edits: dict[str, Edit] = {
-        one.weight: Replace(one.weight, matrix[:, :columns].reshape(old.shape).to(old))
-    }
+def _replaced(program: Program, one: _Layer, matrix: Tensor) -> dict[str, Edit]:
+    old, own = read_tensor(program.module, one.weight), one.maps[0]
+    columns = own.inputs * own.taps
+    weight = own.entries(matrix[None, :, :columns])
+    edits: dict[str, Edit] = {one.weight: Replace(one.weight, weight.to(old))}
     if one.bias is not None:
         edits[one.bias] = Replace(one.bias, matrix[:, columns].to(old))
     return edits
 
 
-def _units(program: Program, group: ChannelGroup, one: Producer) -> Tensor:
+def _units(program: Program, group: ChannelGroup, one: _Layer) -> Tensor:
     """The number of the unit at each row of a layer; -1 where there is none of the group."""
-    at = coordinates(program.analysis.axes(one.weight)[one.site.dim])
+    axes, dim = program.analysis.axes(one.weight), one.site.dim
+    at = coordinates(axes[dim])
     index = at[group.factor]
     if not set(group.over) <= at.keys():
         raise DeclinedError(group, f"its cells are not told by the rows of {one.weight}")
     cell = cell_numbers(group.over, {factor: at[factor] for factor in group.over})
-    return torch.where(index >= 0, cell * group.units + index, -1)
+    line = torch.where(index >= 0, cell * group.units + index, -1)
+    entries = along(line, dim, len(axes)).expand(one.maps[0].shape)
+    return one.maps[0].matrix(entries)[0, :, 0]
 
 
 def _value(program: Program, name: str) -> Tensor:

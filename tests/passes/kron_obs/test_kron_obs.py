@@ -85,8 +85,8 @@ CHANCE = 4 * 0.5 / 12000**0.5  # four standard errors of a mean of what lies bet
 def test_factors_of_a_softmax_regression_are_the_reference_ones(
     golden: dict[str, Tensor], drawn: tuple[fx.Program, str]
 ) -> None:
-    found, name = drawn
-    factors = factors_of(found, {"0.weight": [name]}, "a test")["0.weight"]
+    found, _ = drawn
+    factors = factors_of(found, found.maps, "a test")["0.weight"]
     torch.testing.assert_close(factors.inputs, golden["A"], rtol=EXACT, atol=EXACT)
     torch.testing.assert_close(factors.outputs, golden["G"], rtol=0, atol=CHANCE)
 
@@ -132,8 +132,7 @@ def test_expected_factors_are_the_reference_ones(
     golden: dict[str, Tensor], expected: fx.Program
 ) -> None:
     """And so are their eigenvalues, the weight in their axes, and what its entries cost."""
-    name = next(node.name for node in expected.module.graph.nodes if "linear" in node.name)
-    factors = factors_of(expected, {"0.weight": [name]}, "a test")["0.weight"]
+    factors = factors_of(expected, expected.maps, "a test")["0.weight"]
     _close(factors.inputs, golden["A"])
     _close(factors.outputs, golden["G"])
     _close(torch.linalg.eigvalsh(factors.inputs), golden["lambda_A"])
@@ -197,8 +196,7 @@ def test_factors_of_a_convolution_are_those_of_its_patches() -> None:
     x, labels = normal(4, 2, 5, 5).double(), torch.arange(4)
     found = fx.compile(net, (x,), task=fx.Task([(x[:1], labels[:1]), (x[1:], labels[1:])],
                                                F.cross_entropy))  # fmt: skip
-    name = next(n.name for n in found.module.graph.nodes if "conv2d" in n.name)
-    factors = factors_of(found, {"0.weight": [name]}, "a test")["0.weight"]
+    factors = factors_of(found, found.maps, "a test")["0.weight"]
     patches = F.unfold(x, 3, padding=1, stride=2).mT.flatten(0, 1)
     rows = torch.cat([patches, torch.ones(len(patches), 1).double()], 1)
     torch.testing.assert_close(factors.inputs, rows.mT @ rows / 4, rtol=EXACT, atol=EXACT)
@@ -271,8 +269,7 @@ def test_a_layer_that_no_gradient_reaches_weighs_nothing() -> None:
     x, labels = normal(5, 4).double(), torch.arange(5) % 3
     task = fx.Task([(x, labels)], F.cross_entropy)
     dense = fx.compile(Chooser().double(), (x,), task=task)
-    calls = {"choose.weight": ["linear"], "head.weight": ["linear_3"]}
-    factors = factors_of(dense, calls, "the test")["choose.weight"]
+    factors = factors_of(dense, dense.maps, "the test")["choose.weight"]
     assert factors.outputs.shape == (6, 6)
     assert not bool(factors.outputs.any())
     assert fx.apply(dense, KronOBSPruning(ratio=0.5, round_to=1)).report.verification is not None
