@@ -107,6 +107,6 @@ def _mend_layers(
     known = []
     for layer in result.modules():
         weight = vars(layer)["_parameters"].get("weight")
-        if mend_layer(layer, own.get(layer) or readers.get(id(weight), ())):
+        if mend_layer(layer, own.get(layer) or readers.get(id(weight), {})):
             known.append(layer)
     return known

@@ -5,32 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fxcompress.graph.captured import CapturedModule
-from fxcompress.graph.schema import packet_of
+from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.writeback.evidence import module_path
 from fxcompress.writeback.transplant import named_tensors
 
-Arguments = Mapping[str, tuple[Any, ...]]
-"""For each parameter, the arguments of the node that consumes it."""
+Named = Mapping[str, Any]
+"""The arguments of a node by the names of its operator's schema; none where nothing is known."""
 Sizes = Mapping[str, Any]
 
-_OPERATORS = frozenset(
-    f"aten::{name}"
-    for name in (
-        *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)),
-        "group_norm",
-    )
-)
-"""Operators with an argument that no shape tells."""
-_CONV_GROUPS = -1
-_NORM_GROUPS = 1
+_COUNTS = frozenset(("groups", "num_groups"))
+"""Arguments of operators that no shape tells."""
 
 
-def mend_layer(layer: nn.Module, consumer: tuple[Any, ...]) -> bool:
+def mend_layer(layer: nn.Module, consumer: Named) -> bool:
     """Set the attributes of one of torch's layers to what its parameters say.
 
     Args:
@@ -55,7 +47,7 @@ def mend_layer(layer: nn.Module, consumer: tuple[Any, ...]) -> bool:
 
 def calls_of_layers(
     result: nn.Module, dense: CapturedModule, small: CapturedModule
-) -> dict[nn.Module, tuple[Any, ...]]:
+) -> dict[nn.Module, Named]:
     """For each layer of `result`, the arguments in `small` of the operator its forward calls.
 
     The weight that the operator reads may be computed, so that no parameter leads to it. Where the
@@ -63,25 +55,30 @@ def calls_of_layers(
     """
     twins = {node.name: node for node in small.graph.nodes}
     layers = dict(result.named_modules(remove_duplicate=False))
-    found: dict[nn.Module, tuple[Any, ...]] = {}
+    found: dict[nn.Module, Named] = {}
     for node in dense.graph.nodes:
         layer, twin = layers.get(module_path(node)), twins.get(node.name)
-        if layer is not None and twin is not None and packet_of(twin) in _OPERATORS:
-            found.setdefault(layer, tuple(twin.args))
+        named = {} if layer is None or twin is None else _named(twin)
+        if layer is not None and not _COUNTS.isdisjoint(named):
+            found.setdefault(layer, named)
     return found
 
 
-def readers_of_tensors(result: nn.Module, small: CapturedModule) -> dict[int, tuple[Any, ...]]:
+def readers_of_tensors(result: nn.Module, small: CapturedModule) -> dict[int, Named]:
     """For each parameter of `result`, by its id, the arguments of a node of `small` that reads it.
 
     By tensor and not by name: a layer with several names has one of them in the graph.
     """
     places = named_tensors(result)
-    found: dict[int, tuple[Any, ...]] = {}
+    found: dict[int, Named] = {}
     for node in small.graph.find_nodes(op="get_attr"):
         for user in node.users if str(node.target) in places else ():
-            found.setdefault(id(places[str(node.target)]), tuple(user.args))
+            found.setdefault(id(places[str(node.target)]), _named(user))
     return found
+
+
+def _named(node: fx.Node) -> Named:
+    return arguments(node) if packet_of(node) else {}
 
 
 def _set(layer: nn.Module, sizes: Sizes) -> None:
@@ -96,60 +93,56 @@ def _weight(layer: nn.Module) -> Tensor:
     return weight
 
 
-def _linear(layer: nn.Module, _: tuple[Any, ...]) -> Sizes:
+def _linear(layer: nn.Module, _: Named) -> Sizes:
     outputs, inputs = _weight(layer).shape
     return {"in_features": inputs, "out_features": outputs}
 
 
-def _bilinear(layer: nn.Module, _: tuple[Any, ...]) -> Sizes:
+def _bilinear(layer: nn.Module, _: Named) -> Sizes:
     outputs, first, second = _weight(layer).shape
     return {"in1_features": first, "in2_features": second, "out_features": outputs}
 
 
-def _convolution(layer: nn.Module, consumer: tuple[Any, ...]) -> Sizes:
+def _convolution(layer: nn.Module, consumer: Named) -> Sizes:
     assert isinstance(layer, _ConvNd)
-    groups = consumer[_CONV_GROUPS] if len(consumer) > 6 else layer.groups
+    groups = consumer.get("groups", layer.groups)
     if layer.transposed:
-        # conv_transpose(input, weight, bias, stride, padding, output_padding, groups, dilation)
-        groups = consumer[6] if len(consumer) > 6 else 1 if consumer else layer.groups
         inputs, outputs, *_ = _weight(layer).shape
         return {"in_channels": inputs, "out_channels": outputs * groups, "groups": groups}
-    if consumer and len(consumer) <= 6:
-        groups = 1
     outputs, inputs, *_ = _weight(layer).shape
     return {"in_channels": inputs * groups, "out_channels": outputs, "groups": groups}
 
 
-def _batch_norm(layer: nn.Module, _: tuple[Any, ...]) -> Sizes:
+def _batch_norm(layer: nn.Module, _: Named) -> Sizes:
     for held in (layer.weight, layer.running_mean):
         if isinstance(held, Tensor):
             return {"num_features": len(held)}
     return {}
 
 
-def _layer_norm(layer: nn.Module, _: tuple[Any, ...]) -> Sizes:
+def _layer_norm(layer: nn.Module, _: Named) -> Sizes:
     if not isinstance(layer.weight, Tensor):
         return {}
     return {"normalized_shape": tuple(layer.weight.shape)}
 
 
-def _group_norm(layer: nn.Module, consumer: tuple[Any, ...]) -> Sizes:
+def _group_norm(layer: nn.Module, consumer: Named) -> Sizes:
     if not isinstance(layer.weight, Tensor):
         return {}
-    groups = consumer[_NORM_GROUPS] if consumer else layer.num_groups
+    groups = consumer.get("num_groups", layer.num_groups)
     return {"num_channels": len(layer.weight), "num_groups": groups}
 
 
-def _embedding(layer: nn.Module, _: tuple[Any, ...]) -> Sizes:
+def _embedding(layer: nn.Module, _: Named) -> Sizes:
     rows, columns = _weight(layer).shape
     return {"num_embeddings": rows, "embedding_dim": columns}
 
 
-def _prelu(layer: nn.Module, _: tuple[Any, ...]) -> Sizes:
+def _prelu(layer: nn.Module, _: Named) -> Sizes:
     return {"num_parameters": _weight(layer).numel()}
 
 
-_LAYERS: tuple[tuple[type[nn.Module], Callable[[nn.Module, tuple[Any, ...]], Sizes]], ...] = (
+_LAYERS: tuple[tuple[type[nn.Module], Callable[[nn.Module, Named], Sizes]], ...] = (
     (nn.Linear, _linear),
     (nn.Bilinear, _bilinear),
     (_ConvNd, _convolution),
