@@ -10,11 +10,10 @@ from torch import Tensor, fx
 
 from fxcompress.arguments import Checked, checked
 from fxcompress.axes.expressions import Axes, Factor
-from fxcompress.canonicalize.norms import CONVOLUTIONS
 from fxcompress.errors import PlanError
-from fxcompress.graph.schema import arguments, packet_of
-from fxcompress.graph.window import Window, forward_window
+from fxcompress.graph.window import Window
 from fxcompress.layers.signals import unit_signals
+from fxcompress.rules import linear
 
 __all__ = ["Read", "Window", "window_of"]
 
@@ -64,4 +63,4 @@ class Read(Checked):
 @checked(PlanError)
 def window_of(node: fx.Node) -> Window | None:
     """The window of a convolution; None for any other layer."""
-    return forward_window(arguments(node)) if packet_of(node) in CONVOLUTIONS else None
+    return linear.window_of(node)

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx
 
 from fxcompress.analysis.coupling import Coupling
+from fxcompress.analysis.groups import Analysed
 from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.metadata import parameter_of, shape_of
@@ -140,6 +142,15 @@ class LinearMap:
             )
         return self.letters.layout.written(matrix, self.shape)
 
+    def at_outputs(self, values: Tensor) -> Tensor:
+        """A value for each output, at every entry of the weight that belongs to it.
+
+        Args:
+            values: Shape (groups · outputs,), in the order of the output's axis.
+        """
+        shape = (self.groups, self.outputs, self.inputs * self.taps)
+        return self.entries(values.reshape(self.groups, self.outputs, 1).expand(shape))
+
     def inputs_from(self, *values: Tensor) -> Tensor:
         """What the matrices multiply, shape (groups, samples, inputs · taps).
 
@@ -188,6 +199,13 @@ class LinearMap:
                 f"the map of {self.weight} at '{self.node}' reads {len(self.values)} values "
                 f"({', '.join(self.values)}), not {given}"
             )
+
+
+class Mapped(Analysed, Protocol):
+    """What was analysed, with its linear maps: a program, for those that need no more of one."""
+
+    @property
+    def maps(self) -> tuple[LinearMap, ...]: ...
 
 
 def linear_maps(module: CapturedModule, coupling: Coupling) -> tuple[LinearMap, ...]:

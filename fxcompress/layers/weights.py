@@ -13,13 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
-from fxcompress.analysis.groups import Analysed, ChannelGroup, Site
+from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.axes.expressions import Concat, Expr, Factor, leaves
 from fxcompress.axes.transforms import unit_rows
-from fxcompress.canonicalize.norms import TRANSPOSED, NormedMap, normed_maps
+from fxcompress.canonicalize.norms import NormedMap, normed_maps
 from fxcompress.graph.metadata import parameter_of
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.graph.schema import arguments, packet_of
+from fxcompress.layers.maps import Mapped
 
 Rows = Literal["raw", "effective"]
 
@@ -125,7 +126,7 @@ class Consumer:
     site: Site
 
 
-def producers(program: Analysed, group: ChannelGroup) -> tuple[Producer, ...]:
+def producers(program: Mapped, group: ChannelGroup) -> tuple[Producer, ...]:
     """What writes the units of `group`: layers and tables, in the order of their parameters."""
     norms = {pair.weight: pair for pair in normed_maps(program.module)[0]}
     found: list[Producer] = []
@@ -137,7 +138,7 @@ def producers(program: Analysed, group: ChannelGroup) -> tuple[Producer, ...]:
     return tuple(found)
 
 
-def consumers(program: Analysed, group: ChannelGroup) -> tuple[Consumer, ...]:
+def consumers(program: Mapped, group: ChannelGroup) -> tuple[Consumer, ...]:
     """What sums over the units of `group`, in the order of their parameters and calls."""
     found: list[Consumer] = []
     for site in group.sites:
@@ -154,7 +155,7 @@ def consumers(program: Analysed, group: ChannelGroup) -> tuple[Consumer, ...]:
 
 
 def entries(
-    program: Analysed,
+    program: Mapped,
     group: ChannelGroup,
     producer: Producer,
     name: str,
@@ -173,13 +174,13 @@ def entries(
     return _rows(program, group, name, dim, producer.part, value)
 
 
-def _is_vector(program: Analysed, site: Site) -> bool:
+def _is_vector(program: Mapped, site: Site) -> bool:
     """A bias or a scale is no linear map of the units' own."""
     return len(program.analysis.axes(site.parameter)) < 2
 
 
 def _producers(
-    program: Analysed,
+    program: Mapped,
     group: ChannelGroup,
     site: Site,
     calls: list[fx.Node],
@@ -209,7 +210,7 @@ def _producers(
         )
 
 
-def _norm(program: Analysed, group: ChannelGroup, pair: NormedMap, part: int) -> Norm:
+def _norm(program: Mapped, group: ChannelGroup, pair: NormedMap, part: int) -> Norm:
     scale, shift = (
         _rows(program, group, pair.mean, 0, part, value) for value in pair.affine(program.module)
     )
@@ -217,21 +218,11 @@ def _norm(program: Analysed, group: ChannelGroup, pair: NormedMap, part: int) ->
     return Norm(*names, pair.eps, scale, shift, pair.norm.name)
 
 
-def _normed(
-    program: Analysed, group: ChannelGroup, site: Site, pair: NormedMap, part: int
-) -> Tensor:
-    """The rows of the weight times the norm's scale.
-
-    A transposed weight is (groups·in, out): each block of its rows has outputs of its own.
-    """
+def _normed(program: Mapped, group: ChannelGroup, site: Site, pair: NormedMap, part: int) -> Tensor:
+    """The rows of the weight times the norm's scale."""
     scale, _ = pair.affine(program.module)
-    weight = _double(program, site.parameter)
-    rest = (1,) * (weight.dim() - 2)
-    if packet_of(pair.node) not in TRANSPOSED:
-        scaled = weight * scale.reshape(-1, 1, *rest)
-    else:
-        blocks = scale.reshape(-1, weight.shape[1], *rest)
-        scaled = weight * blocks.repeat_interleave(len(weight) // len(blocks), 0)
+    one = next(one for one in program.maps if one.node == pair.node.name)
+    scaled = _double(program, site.parameter) * one.at_outputs(scale)
     return _rows(program, group, site.parameter, site.dim, part, scaled)
 
 
@@ -243,7 +234,7 @@ def _parts(expr: Expr, factor: Factor) -> list[int]:
 
 
 def _rows(
-    program: Analysed,
+    program: Mapped,
     group: ChannelGroup,
     name: str,
     dim: int,
@@ -263,11 +254,11 @@ def _rows(
     return unit_rows(tensor, own, group.factor, group.over, dim)
 
 
-def _double(program: Analysed, name: str) -> Tensor:
+def _double(program: Mapped, name: str) -> Tensor:
     return read_tensor(program.module, name).double()
 
 
-def _calls(program: Analysed, name: str) -> list[fx.Node]:
+def _calls(program: Mapped, name: str) -> list[fx.Node]:
     """The nodes that combine a parameter with a value; it may be transposed or cast before."""
     found: list[fx.Node] = []
     for source in program.module.graph.find_nodes(op="get_attr", target=name):
@@ -279,7 +270,7 @@ def _calls(program: Analysed, name: str) -> list[fx.Node]:
     return [node for node in dict.fromkeys(found) if node.op != "output"]
 
 
-def _carriers(program: Analysed, call: fx.Node, factor: Factor) -> list[fx.Node]:
+def _carriers(program: Mapped, call: fx.Node, factor: Factor) -> list[fx.Node]:
     """The operands of a call, parameters aside, that hold the units."""
     axes = program.analysis.coupling.axes
     return [
@@ -290,7 +281,7 @@ def _carriers(program: Analysed, call: fx.Node, factor: Factor) -> list[fx.Node]
     ]
 
 
-def _bias(program: Analysed, call: fx.Node) -> str | None:
+def _bias(program: Mapped, call: fx.Node) -> str | None:
     """The parameter that a call adds as its bias."""
     name = parameter_of(arguments(call).get("bias")) if packet_of(call) else None
     return name if name in program.analysis.coupling.parameters else None

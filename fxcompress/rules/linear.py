@@ -14,7 +14,7 @@ from fxcompress.graph.window import Window, forward_window, transposed_window
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.notation import NotationRule
 from fxcompress.rules.pointwise import pointwise
-from fxcompress.rules.registry import RULES, axis_rule
+from fxcompress.rules.registry import RULES, axis_rule, rule_for
 
 WINDOW = {"*k": "kernel window", "*s": "spatial extent"}
 
@@ -115,10 +115,19 @@ def _inner(ctx: Context, node: fx.Node) -> Output:
 def _conv(ctx: Context, node: fx.Node) -> Axes:
     """Grouped both ways; the batch axis may be missing."""
     named = arguments(node)
-    transposed = named.get("transposed", "transpose" in str(node.target))
-    weight = named["weight"]
-    batched = len(ctx.of(named["input"])) == len(ctx.of(weight))
-    return (TRANSPOSED if transposed else FORWARD)[batched](ctx, node)
+    batched = len(ctx.of(named["input"])) == len(ctx.of(named["weight"]))
+    return (TRANSPOSED if _is_transposed(node) else FORWARD)[batched](ctx, node)
+
+
+def window_of(node: fx.Node) -> Window | None:
+    """The window of a forward convolution; None for any other node."""
+    if rule_for(node) is not _conv or _is_transposed(node):
+        return None
+    return forward_window(arguments(node))
+
+
+def _is_transposed(node: fx.Node) -> bool:
+    return bool(arguments(node).get("transposed", "transpose" in str(node.target)))
 
 
 @axis_rule("aten::einsum")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.budget import Recipe
-from fxcompress.canonicalize.norms import TRANSPOSED, NormedMap, normed_maps
+from fxcompress.canonicalize.norms import NormedMap, normed_maps
 from fxcompress.edit.plan import Plan, Replace
 from fxcompress.errors import PlanError
 from fxcompress.graph.parameters import read_tensor
@@ -53,7 +53,8 @@ class FoldBatchNorm(Recipe):
 def _fold(program: Program, pair: NormedMap) -> list[Replace]:
     scale, shift = pair.affine(program.module)
     weight = _value(program, pair.weight)
-    edits = [Replace(pair.weight, (weight * _along(scale, pair, weight)).to(weight.dtype))]
+    one = next(one for one in program.maps if one.node == pair.node.name)
+    edits = [Replace(pair.weight, (weight * one.at_outputs(scale)).to(weight.dtype))]
     if pair.bias is not None:
         bias = _value(program, pair.bias)
         edits.append(Replace(pair.bias, (bias * scale + shift).to(bias.dtype)))
@@ -71,17 +72,6 @@ def _neutral(program: Program, pair: NormedMap, shift: Tensor) -> list[Replace]:
     if pair.shift:
         values[pair.shift] = shift
     return [Replace(name, value.to(mean.dtype)) for name, value in values.items()]
-
-
-def _along(scale: Tensor, pair: NormedMap, weight: Tensor) -> Tensor:
-    """The scale, to be multiplied with the weight along its output axis."""
-    rest = (1,) * (weight.dim() - 2)
-    if pair.node.target._schema.name not in TRANSPOSED:  # type: ignore[union-attr]
-        return scale.reshape(-1, 1, *rest)
-    # A transposed weight is (groups·in, out): each block of rows has its own outputs.
-    groups = len(scale) // weight.shape[1]
-    blocks = scale.reshape(groups, weight.shape[1], *rest)
-    return blocks.repeat_interleave(weight.shape[0] // groups, 0)
 
 
 def _value(program: Program, name: str) -> Tensor:

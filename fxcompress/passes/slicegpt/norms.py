@@ -31,7 +31,6 @@ MOVES = CASTS | {
 """What hands units on as they are (dropout in evaluation)."""
 SUMS = frozenset(f"aten::{name}" for name in ("add", "add_", "sub", "sub_"))
 SCALINGS = frozenset(f"aten::{name}" for name in ("mul", "mul_", "div", "div_", "neg"))
-MAPS = frozenset(("aten::addmm", "aten::embedding", "aten::linear", "aten::mm"))
 FUSED = frozenset(("aten::rms_norm", "aten::layer_norm"))
 
 
@@ -88,8 +87,11 @@ def check_rotates(program: Program, group: ChannelGroup, norms: Iterable[StreamN
     own = {node for norm in norms for node in norm.nodes}
     if group.cells > 1 or group.span > 1:
         raise DeclinedError(group, "it is no stream of single units")
+    linear = _linear(program, group)
     for node in program.module.graph.nodes:
-        if node.op == "call_function" and node not in own and not _rotates(program, group, node):
+        if node.op != "call_function" or node in own:
+            continue
+        if not _rotates(program, group, node, linear):
             raise DeclinedError(
                 group,
                 f"it cannot be rotated: node '{node.name}' ({node.target}) looks at its units one "
@@ -99,6 +101,17 @@ def check_rotates(program: Program, group: ChannelGroup, norms: Iterable[StreamN
     readers = {one.node for one in consumers(program, group)}
     for norm in norms:
         _check_read(group, norm, readers)
+
+
+def _linear(program: Program, group: ChannelGroup) -> frozenset[str]:
+    """The names of nodes that undo or make a rotation in their weights: linear maps of single
+    positions, and tables that are looked up.
+    """
+    maps = {one.node for one in program.maps if one.plain and one.groups == 1 and not one.window}
+    tables = {site.parameter for site in group.sites if site.role == "table"}
+    reads = program.module.graph.find_nodes(op="get_attr")
+    looked_up = {user.name for node in reads if node.target in tables for user in node.users}
+    return frozenset(maps | looked_up)
 
 
 def _check_read(group: ChannelGroup, norm: StreamNorm, readers: Collection[str]) -> None:
@@ -117,7 +130,7 @@ def _check_read(group: ChannelGroup, norm: StreamNorm, readers: Collection[str])
                 )
 
 
-def _rotates(program: Program, group: ChannelGroup, node: fx.Node) -> bool:
+def _rotates(program: Program, group: ChannelGroup, node: fx.Node, linear: Collection[str]) -> bool:
     """Whether a node treats a rotated stream as it does the stream."""
     factor, packet = group.factor, packet_of(node)
     operands = [n for n in node.all_input_nodes if _holds(program, n, factor)]
@@ -130,7 +143,7 @@ def _rotates(program: Program, group: ChannelGroup, node: fx.Node) -> bool:
         return len(operands) == 2
     if packet in SCALINGS:
         return len(node.all_input_nodes) == 1
-    return packet in MOVES | MAPS
+    return packet in MOVES or node.name in linear
 
 
 def _holds(program: Program, node: fx.Node, factor: Factor) -> bool:

@@ -12,13 +12,14 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.axes.coordinates import cell_numbers, coordinates
 from fxcompress.graph.metadata import parameter_of
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.graph.schema import arguments, packet_of
+from fxcompress.layers.maps import LinearMap
 from fxcompress.passes.structured.method import DeclinedError
 from fxcompress.program import Program
 
@@ -58,10 +59,9 @@ def present(tp: Any, program: Program, group: ChannelGroup) -> Presented:
     Raises:
         PlanError: Several places of a layer make one unit, which no group of its is like.
     """
-    readers = _readers(program)
     sites = sorted(group.sites, key=lambda site: site.role != "produce")
-    taken = [site for site in sites if _taken(site, readers)]
-    made = [(site, _layer(program, site, readers[site.parameter])) for site in taken]
+    presented = ((site, _layer(program, site)) for site in sites)
+    made = [(site, layer) for site, layer in presented if layer is not None]
     found = tp.dependency.Group()
     for site, layer in made:
         places, units = _places(program, group, site)
@@ -80,36 +80,35 @@ class _Layer:
     sources: tuple[tuple[nn.Parameter, str, Arrange], ...]
 
 
-def _readers(program: Program) -> dict[str, fx.Node]:
-    """The node that uses each parameter as its weight."""
-    found: dict[str, fx.Node] = {}
-    for node in program.module.graph.nodes:
-        name = parameter_of(arguments(node).get("weight")) if packet_of(node) else None
-        if name is not None:
-            found.setdefault(name, node)
-    return found
-
-
-def _taken(site: Site, readers: Mapping[str, fx.Node]) -> bool:
-    """Whether torch-pruning has a layer for it: linear maps, and the scales of two norms."""
-    if site.parameter not in readers:
-        return False
-    if site.role == "affine":
-        return packet_of(readers[site.parameter]) in _NORMS
-    return site.role in ("produce", "contract")
-
-
 _NORMS: Mapping[str, type[nn.Module]] = {
     "aten::batch_norm": nn.BatchNorm1d,
     "aten::layer_norm": nn.LayerNorm,
 }
+"""The norms whose scales torch-pruning looks at, as it knows them."""
 
 
-def _layer(program: Program, site: Site, reader: fx.Node) -> _Layer:
+def _layer(program: Program, site: Site) -> _Layer | None:
+    """What torch-pruning has for a site: a linear map, or the scale of one of two norms."""
     value = read_tensor(program.module, site.parameter)
     if site.role == "affine":
-        module = _NORMS[packet_of(reader)](len(value), device="meta")
-        return _filled(program, reader, module, site.parameter, value, lambda v: v)
+        return _norm(program, site, value)
+    maps = (one for one in program.maps if one.weight == site.parameter and one.plain)
+    one = next(maps, None) if site.role in ("produce", "contract") else None
+    return None if one is None else _linear(program, site, value, one)
+
+
+def _norm(program: Program, site: Site, value: Tensor) -> _Layer | None:
+    for node in program.module.graph.nodes:
+        norm = _NORMS.get(packet_of(node))
+        if norm is not None and parameter_of(arguments(node)["weight"]) == site.parameter:
+            module = norm(len(value), device="meta")
+            bias = parameter_of(arguments(node)["bias"])
+            return _filled(program, module, site.parameter, value, lambda v: v, bias)
+    return None
+
+
+def _linear(program: Program, site: Site, value: Tensor, one: LinearMap) -> _Layer:
+    """A linear layer, or a convolution of a single pixel that has all entries as channels."""
 
     def arrange(v: Tensor) -> Tensor:
         rows = v.detach().movedim(site.dim, 0).flatten(1)
@@ -117,13 +116,13 @@ def _layer(program: Program, site: Site, reader: fx.Node) -> _Layer:
         return rows if v.dim() == 2 else rows[:, :, None, None]
 
     outputs, inputs = arrange(value).shape[:2]
-    module = _map(value, reader, site, inputs, outputs)
-    bias = site.role == "produce"
-    return _filled(program, reader, module, site.parameter, value, arrange, bias)
+    module = _map(value, one, site, inputs, outputs)
+    bias = one.bias if site.role == "produce" else None
+    return _filled(program, module, site.parameter, value, arrange, bias)
 
 
-def _map(value: Tensor, reader: fx.Node, site: Site, inputs: int, outputs: int) -> nn.Module:
-    """A linear layer, or a convolution of a single pixel that has all entries as channels.
+def _map(value: Tensor, one: LinearMap, site: Site, inputs: int, outputs: int) -> nn.Module:
+    """An empty layer of these sizes.
 
     A depthwise one is presented as such: torch-pruning knows those as layers of another kind. None
     has memory of its own yet, nor draws values for it.
@@ -131,29 +130,27 @@ def _map(value: Tensor, reader: fx.Node, site: Site, inputs: int, outputs: int) 
     if value.dim() == 2:
         return nn.Linear(inputs, outputs, device="meta")
     size = value.shape[site.dim]
-    depthwise = value.shape[1] == 1 and arguments(reader).get("groups", 1) == size
+    depthwise = one.inputs == one.outputs == 1 and one.groups == size
     groups = size if depthwise and site.role == "produce" else 1
     return nn.Conv2d(size if groups > 1 else inputs, outputs, 1, groups=groups, device="meta")
 
 
 def _filled(
     program: Program,
-    reader: fx.Node,
     module: Any,
     name: str,
     value: Tensor,
     arrange: Arrange,
-    bias: bool = True,
+    bias: str | None,
 ) -> _Layer:
     """Put our values into a layer; without a bias where there is none, or not of these units."""
     module.weight = nn.Parameter(arrange(value).clone())
     sources = [(module.weight, name, arrange)]
-    shift = parameter_of(arguments(reader).get("bias")) if bias else None
-    if shift is None:
+    if bias is None:
         module.bias = None
     else:
-        module.bias = nn.Parameter(read_tensor(program.module, shift).clone())
-        sources.append((module.bias, shift, lambda v: v.detach()))
+        module.bias = nn.Parameter(read_tensor(program.module, bias).clone())
+        sources.append((module.bias, bias, lambda v: v.detach()))
     return _Layer(module, tuple(sources))
 
 
