@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import fxcompress as fx
+from edited import Just
 from fxcompress.edit.context import Context
-from fxcompress.edit.plan import Edit, Plan
+from fxcompress.edit.plan import Edit
 from fxcompress.edit.proof import Proof
 from fxcompress.edit.zeros import Masks, Zeros
-from fxcompress.program import Program
 from programs import program
 
 
@@ -60,16 +58,6 @@ class Scale(Edit):
         value = context.tensor(self.parameter) * factor
         value[0] = 0
         return value
-
-
-@dataclass(frozen=True)
-class Just:
-    """A pass with these edits."""
-
-    edits: Callable[[Program], Any]
-
-    def plan(self, found: Program) -> Plan:
-        return Plan(tuple(self.edits(found)))
 
 
 def test_a_kind_of_edit_of_ones_own_is_compiled_proved_and_saved(tmp_path: Path) -> None:

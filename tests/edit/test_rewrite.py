@@ -1,9 +1,8 @@
-"""The rewriter: general matrices, shifts, values, reparametrisations, and what it refuses."""
+"""The rewriter: general matrices, values, reparametrisations, and what it refuses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -11,21 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress as fx
+from edited import Just, linear_chain
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.program import Program
 from fxcompress.verify import verify
 from models import build
 from selection import RandomSelection
-
-
-@dataclass(frozen=True)
-class Just:
-    """A pass with a plan made by hand."""
-
-    edits: Any = field(repr=False)
-
-    def plan(self, program: Program) -> fx.Plan:
-        return fx.Plan(tuple(self.edits(program)))
 
 
 def program(name: str) -> Program:
@@ -35,12 +25,6 @@ def program(name: str) -> Program:
 
 def first(found: Program, name: str) -> ChannelGroup:
     return found.group(name)
-
-
-def linear_chain() -> tuple[nn.Sequential, tuple[Tensor, ...]]:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3)).double()
-    return net, (torch.randn(4, 5, dtype=torch.float64),)
 
 
 def test_an_invertible_encode_with_its_inverse_changes_nothing_through_linear_maps() -> None:
@@ -64,18 +48,6 @@ def test_folding_equal_units_is_exact_through_an_activation() -> None:
     folded = fx.apply(fx.compile(net, args), edits)
     torch.testing.assert_close(folded(*args), net(*args), rtol=1e-12, atol=1e-12)
     assert folded.report.params.after < folded.report.params.before
-
-
-def test_a_shift_goes_into_the_consumers_bias() -> None:
-    net, args = linear_chain()
-    keep = torch.arange(4)
-    shift = torch.zeros(8, dtype=torch.float64)
-    shift[4:] = torch.randn(4, dtype=torch.float64)
-    edits = Just(lambda p: [fx.Project(p.group("0"), keep, shift=shift)])
-    cut = fx.apply(fx.compile(net, args), edits, verify=False)
-    hidden = net[0](*args).detach()
-    hidden[:, 4:] = shift[4:]
-    torch.testing.assert_close(cut(*args), net[1](hidden), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["fused_attention", "interleaved_attention"])
@@ -122,49 +94,6 @@ def test_units_that_stay_may_stand_in_for_those_that_go() -> None:
     edits = Just(lambda p: [fx.Project(p.group("0"), torch.arange(4), decode)])
     cut = fx.apply(fx.compile(net, args), edits)
     torch.testing.assert_close(cut(*args), net(*args), rtol=1e-10, atol=1e-10)
-
-
-class Readers(nn.Module):
-    """The units are read by one layer twice, and by what `reader` names."""
-
-    def __init__(self, reader: str) -> None:
-        super().__init__()
-        self.reader = reader
-        self.enter, self.leave = nn.Linear(5, 8), nn.Linear(8, 3, bias=reader != "no bias")
-        self.conv = nn.Conv2d(8, 3, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.enter(x)
-        y: Tensor = self.leave(h) + self.leave(2 * h)
-        if self.reader == "sum":
-            return y * h.sum(-1, keepdim=True)
-        if self.reader == "transposed":
-            return y + h @ self.leave.weight.t()
-        if self.reader == "padded":
-            image: Tensor = self.conv(h[:, :, None, None].expand(-1, -1, 4, 4))
-            return y.sum() + image
-        return y
-
-
-@pytest.mark.parametrize("reader", ["shared bias", "no bias"])
-def test_a_shift_reaches_each_call_of_a_layer_once(reader: str) -> None:
-    torch.manual_seed(0)
-    net, x = Readers(reader).double(), torch.randn(4, 5, dtype=torch.float64)
-    shift = torch.randn(8, dtype=torch.float64)
-    eye = torch.eye(8, dtype=torch.float64)
-    edits = Just(lambda p: [fx.Project(p.group("enter"), eye, eye, shift)])
-    moved = fx.apply(fx.compile(net, (x,)), edits)
-    expected = net(x) + 2 * net.leave.weight.detach() @ shift
-    torch.testing.assert_close(moved(x), expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("reader", ["sum", "transposed", "padded"])
-def test_a_shift_is_refused_where_a_reader_cannot_take_it(reader: str) -> None:
-    net, x = Readers(reader).double(), torch.randn(4, 5, dtype=torch.float64)
-    eye = torch.eye(8, dtype=torch.float64)
-    edits = Just(lambda p: [fx.Project(p.group("enter"), eye, eye, torch.ones(8))])
-    with pytest.raises(fx.PlanError, match="shift"):
-        fx.apply(fx.compile(net, (x,)), edits)
 
 
 def test_replace_puts_values_and_shares_the_rest() -> None:

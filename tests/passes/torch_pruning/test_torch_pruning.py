@@ -1,9 +1,8 @@
-"""torch-pruning on our groups: its scores are its own, and its groups are ours."""
+"""torch-pruning on our groups: its scores are its own."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -20,13 +19,9 @@ from fxcompress.passes.torch_pruning.groups import present
 from fxcompress.program import Program
 from models import build, normal
 from programs import program
+from sides import ours_by_layers, sides_of
 
 tp = pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
-
-CONVOLUTION = nn.modules.conv._ConvNd
-LAYERS = (CONVOLUTION, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
-Sides = frozenset[tuple[str, str]]
-"""The layers of a group, each with the side that holds the units: ``in`` or ``out``."""
 
 
 def _close(found: Tensor, expected: Tensor) -> None:
@@ -120,10 +115,10 @@ def test_scores_are_what_the_library_says_of_the_model_itself(
     if importance == "TaylorImportance":
         model.zero_grad()
         _loss(model(inputs), labels).backward()
-    known = _ours(ours, model)
+    known = ours_by_layers(ours, model)
     compared = 0
     for group in graph.get_all_groups():
-        own = known.get(_sides(graph, group))
+        own = known.get(sides_of(graph, group))
         if own is not None and not own.frozen:
             score = criterion.score(ours, own)
             _close(score.flatten(), scorer(group).double())
@@ -221,92 +216,3 @@ def test_without_the_library_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(PlanError, match="pip install torch-pruning"):
         TorchPruningPass(ratio=0.5).plan(program("mlp"))
-
-
-# ---- groups: those of ours that it has not, by the layers they are named after
-
-OURS_ONLY: Mapping[str, tuple[str, ...]] = {
-    # Whole groups of a grouped layer, of heads, or of what a shuffle deals out: torch-pruning
-    # removes the same number of channels from each and never one of them.
-    "channel_shuffle": ("stem.0",),
-    "grouped_conv": ("reduce.0",),
-    "transposed_conv": ("encode",),
-    # Dims of heads beside heads: it has one group, of all places of the projection.
-    "chunked_attention": ("qkv",),
-    "fused_attention": ("qkv",),
-    "interleaved_attention": ("qkv",),
-    # What is padded on the left and on the right are channels of their own; it counts them once.
-    "padded_residual": ("down.0",),
-    # A position in an upscaled pixel is an axis of its own, which may not shrink.
-    "pixel_shuffle": ("second",),
-    # Query heads follow the key heads they read; it takes the projections for independent.
-    "rotary_grouped_attention": ("q_proj", "q_proj", "v_proj"),
-    # A tied table is one parameter that reads and writes the units; it knows only one layer of it.
-    "tied_language_model": ("head",),
-}
-THEIRS_ONLY = {"rotary_grouped_attention": 2, "tied_language_model": 1}
-TINY = [
-    "channel_shuffle", "chunked_attention", "conv_chain", "convnext_block", "dense_concat",
-    "entangled_sum", "flatten_head", "fused_attention", "group_norm", "grouped_conv",
-    "interleaved_attention", "mlp", "padded_residual", "patch_merging", "pixel_shuffle", "prelu",
-    "projected_residual", "reused_module", "rotary_grouped_attention", "squeeze_excite", "swiglu",
-    "tied_language_model", "token_classifier", "transposed_conv",
-]  # fmt: skip
-
-
-def _sides(graph: Any, group: Any) -> Sides:
-    """The layers of a group of torch-pruning's."""
-    found = set()
-    for dependency, _ in group:
-        layer = dependency.target.module
-        if isinstance(layer, LAYERS):
-            map_ = isinstance(layer, (CONVOLUTION, nn.Linear))
-            out = not map_ or graph.is_out_channel_pruning_fn(dependency.handler)
-            found.add((graph._module2name[layer], "out" if out else "in"))
-    return frozenset(found)
-
-
-def _ours(found: Program, model: nn.Module) -> dict[Sides, Any]:
-    """Our groups by their layers, without those that no layer of the model writes."""
-    layers = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, LAYERS)}
-    groups = {
-        frozenset(
-            (site.parameter.rpartition(".")[0], "in" if site.role == "contract" else "out")
-            for site in group.sites
-            if site.parameter in layers
-        ): group
-        for group in found.groups
-    }
-    return {sides: g for sides, g in groups.items() if any(side == "out" for _, side in sides)}
-
-
-def _theirs(model: nn.Module, args: tuple[Any, ...]) -> set[Sides]:
-    graph = tp.DependencyGraph().build_dependency(model, example_inputs=args, verbose=False)
-    roots = (CONVOLUTION, nn.Linear)
-    return {_sides(graph, group) for group in graph.get_all_groups(root_module_types=roots)}
-
-
-@pytest.mark.filterwarnings("ignore")  # its own
-@pytest.mark.parametrize("name", TINY)
-def test_its_groups_are_ours(name: str) -> None:
-    model, args, _ = build(name)
-    ours, theirs = _ours(program(name), model), _theirs(model, args)
-    extra = sorted(ours[sides].name.partition(":")[0] for sides in ours.keys() - theirs)
-    assert extra == sorted(OURS_ONLY.get(name, ()))
-    assert len(theirs - ours.keys()) == THEIRS_ONLY.get(name, 0)
-    assert ours.keys() & theirs
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "name",
-    ["resnet18", "vgg11_bn", "densenet121", "mobilenet_v2", "googlenet", "efficientnet_b0",
-     "convnext_tiny"],
-)  # fmt: skip
-def test_its_groups_of_a_torchvision_model_are_ours(name: str) -> None:
-    models = pytest.importorskip("torchvision.models")
-    options = {"init_weights": False} if name == "googlenet" else {}
-    model = getattr(models, name)(weights=None, **options).eval()
-    args = (normal(2, 3, 64, 64),)
-    assert _ours(fx.compile(model, args), model).keys() == _theirs(model, args)
