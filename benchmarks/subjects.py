@@ -76,7 +76,7 @@ def _swin() -> Subject:
     return Subject(made.model, made.inputs, made.ignored, heads)  # type: ignore[arg-type]
 
 
-def _llama() -> Subject:
+def _llama(dtype: torch.dtype = torch.float32) -> Subject:
     """24 layers of LLaMA's shape: grouped queries, gated layers; 70 million parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -91,7 +91,7 @@ def _llama() -> Subject:
         use_cache=False,
     )
     model: Any = LlamaForCausalLM(config)
-    model.eval()
+    model.eval().to(dtype)
     heads: dict[nn.Module, int] = {}
     for layer in model.model.layers:
         heads |= {layer.self_attn.q_proj: 8, layer.self_attn.k_proj: 4, layer.self_attn.v_proj: 4}
@@ -105,6 +105,7 @@ SUBJECTS: Mapping[str, Callable[[], Subject]] = {
     "ViT-B/16": lambda: _vision("vit_b_16"),
     "Swin-T": _swin,
     "LLaMA, 24 layers": _llama,
+    "LLaMA, 24 layers, bf16": lambda: _llama(torch.bfloat16),
 }
 
 

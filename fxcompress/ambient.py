@@ -11,6 +11,7 @@ be in them, or run a model whose flags are set for them: `EXCLUSIVE`.
 from __future__ import annotations
 
 import functools
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,6 +55,23 @@ def fresh_state() -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+@contextmanager
+def young_heap() -> Iterator[None]:
+    """Let the garbage collector look at what is made inside, not at all that was there before.
+
+    An export makes so many objects that the collector would go over the whole process several
+    times. Objects that somebody else has frozen stay so.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _device_types() -> tuple[str, ...]:

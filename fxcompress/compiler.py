@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fxcompress.ambient import sealed
+from torch import nn
+
+from fxcompress.ambient import sealed, young_heap
 from fxcompress.analysis.couple import check_pins
 from fxcompress.arguments import FilePath, Seed, checked
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import Captured, DynamicSpec, Source, capture
 from fxcompress.capture.lazily import capture_lazily
 from fxcompress.errors import CaptureError, PlanError
-from fxcompress.program import Pass, Program
+from fxcompress.graph.sharing import unshare
+from fxcompress.program import Pass, Program, with_report
 from fxcompress.report import Change, FrozenGroup, GroupChange, Report
 from fxcompress.stages import apply, check, run
 from fxcompress.task import Task, as_task
@@ -36,6 +38,7 @@ Progress = Callable[[str], None]
     weights=CaptureError,
 )
 @sealed
+@young_heap()
 def compile(
     model: Source,
     args: Sequence[Any] = (),
@@ -110,22 +113,34 @@ def compile(
         captured = capture(model, args, kwargs, dynamic, canonicalize, trust=trust)
     else:
         captured = capture_lazily(model, args, kwargs, dynamic, canonicalize, weights=Path(weights))
+    tell("analyse")
+    program = _first(captured, task=as_task(task), seed=seed, pin=tuple(pin), probe=probe)
+    del captured  # then nothing but programs holds the dense module
+    folder = None if checkpoint is None else Path(checkpoint)
+    program = run(program, passes, tell, verify=verify, checkpoint=folder)
+    _part(program, model)
+    return program
+
+
+def _first(captured: Captured, **options: Any) -> Program:
+    """The program that was captured, with its report."""
     program = Program(
         module=captured.module,
         args=captured.args,
         kwargs=captured.kwargs,
         dynamic=captured.dynamic,
         single=captured.single,
-        task=as_task(task),
-        seed=seed,
-        pin=tuple(pin),
-        probe=probe,
+        **options,
     )
-    tell("analyse")
     check_pins(program.module, program.pin)
-    program = replace(program, report=_first_report(program, captured))
-    folder = None if checkpoint is None else Path(checkpoint)
-    return run(program, passes, tell, verify=verify, checkpoint=folder)
+    return with_report(program, _first_report(program, captured))
+
+
+def _part(program: Program, model: Source) -> None:
+    """Give the program memory of its own for what no pass has changed, and the model its own."""
+    for module in (program.module, model):
+        if isinstance(module, nn.Module):
+            unshare((*module.parameters(), *module.buffers()))
 
 
 def _first_report(program: Program, captured: Captured) -> Report:

@@ -256,6 +256,14 @@ class Program:
         io.save_module(path, self.module, io.packed(own, inputs))
 
 
+def with_report(program: Program, report: Report) -> Program:
+    """The same program with another report; what is known of its module is not found out again."""
+    new = replace(program, report=report)
+    known = {"analysis", "maps", "cost"} & program.__dict__.keys()
+    new.__dict__.update({name: program.__dict__[name] for name in known})
+    return new
+
+
 @checked(LoadError)
 @sealed
 def load(path: FilePath, *, allow: Collection[str] = ()) -> Program:

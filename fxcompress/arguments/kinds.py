@@ -92,7 +92,8 @@ def _fit_union(kind: Any, value: Any) -> Any:
         try:
             return fit(each, value)
         except Refused as refused:
-            refusals.append(refused)
+            # Without its frames, which would keep what their callers hold.
+            refusals.append(refused.with_traceback(None))
     deepest = max(refusals, key=lambda refused: len(refused.place))
     if deepest.place:
         raise deepest

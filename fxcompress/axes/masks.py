@@ -15,6 +15,9 @@ from fxcompress.axes.coordinates import along, cell_numbers, coordinates
 from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.axes.transforms import Choice, Choices, kept_indices, size_of
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes of an entry."""
+
 
 def stays(axes: Axes, choices: Choices) -> list[Tensor]:
     """Masks, each broadcastable to a tensor of these axes, that hold together where a place stays.
@@ -45,13 +48,31 @@ def kept_shape(axes: Axes, choices: Choices, shape: Sequence[int]) -> list[int]:
     ]
 
 
+def clear(value: Tensor, masks: Sequence[Tensor], *, in_place: bool = False) -> Tensor:
+    """The value with zeros wherever some mask does not hold; itself where `in_place`.
+
+    Args:
+        value: Any tensor; each entry has memory of its own where `in_place`.
+        masks: Broadcastable to it.
+        in_place: Write to the value, so that all its views see the zeros.
+    """
+    found = value if in_place else value.detach().clone()
+    integer = None if value.is_complex() else _INTEGERS[value.element_size()]
+    for mask in masks:
+        if integer is None or value.dtype == torch.bool:
+            found.masked_fill_(~mask, 0)
+        else:  # no bit or all: ten times as fast as masked_fill
+            found.view(integer).bitwise_and_(-mask.to(integer))
+    return found
+
+
 def take(tensor: Tensor, masks: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
     """The entries where all masks hold, in their order, as a tensor of this shape."""
     lines = _lines(masks)
     if lines is None:
         return tensor[reduce(torch.logical_and, masks).expand(tensor.shape)].reshape(list(shape))
-    for dim, index in lines.items():
-        tensor = tensor.index_select(dim, index)
+    for dim, line in lines.items():
+        tensor = tensor.index_select(dim, line.nonzero().flatten())
     return tensor
 
 
@@ -64,14 +85,14 @@ def put(value: Tensor, masks: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         full = value.new_zeros(list(shape))
         full[reduce(torch.logical_and, masks).expand(list(shape))] = value.flatten()
         return full
-    for dim, index in lines.items():
+    for dim, line in lines.items():
         wide = [*value.shape[:dim], shape[dim], *value.shape[dim + 1 :]]
-        value = value.new_zeros(wide).index_copy_(dim, index, value)
+        value = value.new_zeros(wide).index_copy_(dim, line.nonzero().flatten(), value)
     return value
 
 
 def _lines(masks: Sequence[Tensor]) -> dict[int, Tensor] | None:
-    """The places that stay along each axis; None where a mask runs along several axes."""
+    """Which places stay along each axis; None where a mask runs along several axes."""
     lines: dict[int, Tensor] = {}
     for mask in masks:
         long = [dim for dim, size in enumerate(mask.shape) if size > 1]
@@ -80,7 +101,7 @@ def _lines(masks: Sequence[Tensor]) -> dict[int, Tensor] | None:
         for dim in long:  # an axis of one entry keeps it
             line = mask.flatten()
             lines[dim] = lines[dim] & line if dim in lines else line
-    return {dim: line.nonzero().flatten() for dim, line in lines.items()}
+    return lines
 
 
 def _stays_cells(axes: Axes, dim: int, factor: Factor, choice: Choice) -> Tensor:

@@ -1,7 +1,8 @@
 """Capture a model as a graph of ATen operators.
 
 A model comes as `nn.Module`, `fx.GraphModule`, `ExportedProgram` or ``.pt2`` file, and leaves as a
-`CapturedModule` that owns copies of its parameters: nothing done to the capture changes the model.
+`CapturedModule` with the same parameters: their memory is one until either is written to, so that
+nothing done to the capture changes the model, nor the other way round.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def capture(
     *,
     trust: bool = False,
 ) -> Captured:
-    """Capture what a model computes in evaluation mode, as a graph with copies of its parameters.
+    """Capture what a model computes in evaluation mode, as a graph with parameters of its own.
 
     Args:
         model: A module, an exported program, or the path of a ``.pt2`` file. It is not changed.
@@ -102,12 +103,16 @@ def capture(
     """
     given = _detached(_tuple_of(args), dict(kwargs or {}))
     names = dict(dynamic.items()) if isinstance(dynamic, Mapping) else {}
+    # The first export of a process keeps the frames it was called from: none has the capture.
     with own_backwards() as functions:
         if isinstance(model, nn.Module):
-            captured, made_of = _of_module(model, given, dynamic, names, finish), model
-        else:
-            captured, made_of = _of_program(*_open(model, trust), given, names, finish), None
-    notes = (*functions.values(), *note_norms(captured.module, made_of))
+            return _noted(_of_module(model, given, dynamic, names, finish), functions, model)
+        return _noted(_of_program(*_open(model, trust), given, names, finish), functions, None)
+
+
+def _noted(captured: Captured, functions: Mapping[type, str], model: nn.Module | None) -> Captured:
+    """The capture with notes on how it will not train as the model does."""
+    notes = (*functions.values(), *note_norms(captured.module, model))
     for note in notes:
         _log.warning("%s: %s", captured.source, note)
     return replace(captured, notes=notes)
@@ -137,8 +142,21 @@ def _of_module(
 ) -> Captured:
     _require_tensors(given)
     refuse_uninitialized(model)
-    source, model = type(model).__name__, _trainable(model)
-    program, inputs = trace(model, given, dynamic)
+    plain = _trainable(model)
+    traced = trace(plain, given, dynamic)
+    return _of_trace(type(model).__name__, plain, given, *traced, dynamic, names, finish)
+
+
+def _of_trace(
+    source: str,
+    model: nn.Module,
+    given: Inputs,
+    program: ExportedProgram,
+    inputs: Inputs,
+    dynamic: DynamicSpec,
+    names: AxisNames,
+    finish: Callable[[CapturedModule], CapturedModule] | None,
+) -> Captured:
     module = _assembled(program, inputs, names, finish, model)
     interface = admit_ones(model, module, inputs)
     single = _shapes(given) != _shapes(inputs)
@@ -170,8 +188,12 @@ def _assembled(
         module.interface.check(*inputs)
     except InputError as error:
         raise CaptureError(f"the inputs do not go with the exported program: {error}") from error
+    if finish is None:
+        module.recompile()
+    else:
+        module = finish(module)
     _refuse_mismatch(module, inputs)
-    return module if finish is None else finish(module)
+    return module
 
 
 def _interface(module: CapturedModule) -> Interface:

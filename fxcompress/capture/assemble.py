@@ -11,6 +11,7 @@ from fxcompress.capture.regions import inline_regions
 from fxcompress.errors import CaptureError
 from fxcompress.graph.captured import FIXED_MODE, CapturedModule, aten, mode_of
 from fxcompress.graph.parameters import find_tensor, in_place_of, set_tensor
+from fxcompress.graph.sharing import memory_of, shared
 
 _ASSERTIONS = {
     # Of dtype and device: the first follow from those of the inputs, which every call checks, the
@@ -21,10 +22,10 @@ _KEPT_META = ("val", "stack_trace", "nn_module_stack")
 
 
 def assemble(program: ExportedProgram, model: nn.Module | None) -> CapturedModule:
-    """Build the captured module of an exported program, in evaluation mode.
+    """Build the captured module of an exported program, in evaluation mode; not recompiled yet.
 
     Args:
-        program: Its tensors are copied, tied ones once.
+        program: Its tensors are `shared`, tied ones once.
         model: What the program was made of, in evaluation mode, so that a node that trains even so
             does it on purpose; None where the maker of the program chose the mode.
     """
@@ -35,7 +36,7 @@ def assemble(program: ExportedProgram, model: nn.Module | None) -> CapturedModul
     for node in source.graph.find_nodes(op="get_attr"):
         if find_tensor(module, node.target) is None:
             module.set_submodule(node.target, source.get_submodule(node.target))
-    module.graph = source.graph
+    module.adopt(source.graph)
     inline_regions(module)
     _drop_bookkeeping(module.graph, counters=model is None)
     for node in module.graph.nodes:
@@ -43,15 +44,13 @@ def assemble(program: ExportedProgram, model: nn.Module | None) -> CapturedModul
         if model is not None and mode_of(node):
             node.meta[FIXED_MODE] = True
     _drop_unused_submodules(module)
-    module.graph.lint()
-    module.recompile()
     return module.eval()
 
 
 def _own_tensors(
     program: ExportedProgram, model: nn.Module | None
 ) -> Iterator[tuple[str, Tensor, bool]]:
-    """Each parameter, buffer and constant: name, copy (one for all tied names), persistence."""
+    """Each parameter, buffer and constant: name, twin (one for all tied names), persistence."""
     copies: dict[object, Tensor] = {}
     persistent = set(program.state_dict)
     tensors = {**program.state_dict, **program.constants, **program.state_dict}
@@ -64,7 +63,7 @@ def _own_tensors(
             )
         key = _identity(value)
         if key not in copies:
-            copies[key] = in_place_of(value, value.detach().clone())
+            copies[key] = in_place_of(value, shared(value))
         yield name, copies[key], name in persistent
 
 
@@ -73,7 +72,7 @@ def _identity(value: Tensor) -> object:
     kind = isinstance(value, nn.Parameter)
     if value.is_meta or not value.numel():
         return id(value), kind
-    return value.data_ptr(), value.device, value.dtype, value.shape, value.stride(), kind
+    return memory_of(value), value.device, value.dtype, value.shape, value.stride(), kind
 
 
 def _in_order(names: Iterable[str], model: nn.Module | None) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations, product
 from typing import Any
@@ -22,6 +23,7 @@ from fxcompress.capture.inputs import BATCH, UNDECIDED, Inputs
 from fxcompress.capture.tracing import evaluating, whole_attention
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.precision import TOLERANCE
+from fxcompress.graph.state import copies, isolated, written_tensors
 from fxcompress.interface import Interface, SizeInput, SizeRange, Sizes, TensorInput
 from fxcompress.interface.draws import drawn_like, resized
 
@@ -100,7 +102,7 @@ class _Pair:
         self._leaves = self._interface.flatten(*inputs)
         self._sizes = self._interface.sizes_of(self._leaves)
         self._model, self._module = model, module
-        self._written = _written(module)
+        self._written = written_tensors(module)
 
     def difference(self, names: Sequence[str]) -> str:
         """Why these sizes cannot be one, in words; empty if they can."""
@@ -135,11 +137,11 @@ class _Pair:
     def _difference_at(self, sizes: Sizes, what: str) -> str:
         leaves = self._inputs(sizes)
         try:
-            expected = self._run(self._model, leaves)
+            expected = self._of_model(leaves)
         except Exception as error:  # whatever the model raises where it does not run
             return f"the model was not compared at {what}: {type(error).__name__}"
         try:
-            found = self._run(self._module, leaves)
+            found = self._of_graph(leaves)
         except Exception as error:  # the graph's shapes do not fit there
             return f"the model computes otherwise at {what}: {type(error).__name__} in the graph"
         return "" if _same(expected, found) else f"the model computes otherwise at {what}"
@@ -157,39 +159,30 @@ class _Pair:
             leaves.append(value)
         return leaves
 
-    def _run(self, module: nn.Module, leaves: list[Any]) -> Any:
-        """Run a copy, which shares only the parameters that nothing writes to."""
-        kept = (p for name, p in module.named_parameters() if name not in self._written)
-        twin = copy.deepcopy(module, {id(parameter): parameter for parameter in kept})
+    def _of_model(self, leaves: list[Any]) -> Any:
+        """What a copy of the model gives; it shares the parameters that nothing writes to."""
+        kept = (p for name, p in self._model.named_parameters() if name not in self._written)
+        twin = copy.deepcopy(self._model, {id(parameter): parameter for parameter in kept})
         if isinstance(twin, CapturedModule):
-            twin.interface = None  # it is what is to be found out
-        copies = pytree.tree_map_only(Tensor, torch.clone, leaves)
-        args, kwargs = pytree.tree_unflatten(copies, self._interface.spec)
-        devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
-        forked = torch.random.fork_rng(list(devices))
-        with EXCLUSIVE, forked, torch.no_grad(), evaluating(twin), whole_attention():
-            torch.manual_seed(0)
+            twin.interface = None  # what it refuses is for the graph's to say
+        args, kwargs = pytree.tree_unflatten(copies(leaves), self._interface.spec)
+        with self._alike(leaves), evaluating(twin), whole_attention():
             return twin(*args, **kwargs)
 
+    def _of_graph(self, leaves: list[Any]) -> Any:
+        """What the graph gives, node by node: its interface is what is to be found out."""
+        runner = fx.Interpreter(isolated(self._module, self._written))
+        with self._alike(leaves):
+            found = runner.run(*copies(leaves), enable_io_processing=False)
+        return self._module.graph.process_outputs(found)
 
-def _written(module: CapturedModule) -> set[str]:
-    """The parameters that the graph itself writes to, as an embedding with ``max_norm`` does."""
-    found: set[str] = set()
-    for node in module.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        for value, argument in zip(node.args, schema.arguments if schema else (), strict=False):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            source = _source(value) if written else None
-            if source is not None and source.op == "get_attr":
-                found.add(str(source.target))
-    return found
-
-
-def _source(value: Any) -> fx.Node | None:
-    """What a value is a view of, if it is one: the first of all first operands."""
-    while isinstance(value, fx.Node) and value.op == "call_function" and value.args:
-        value = value.args[0]
-    return value if isinstance(value, fx.Node) else None
+    @contextmanager
+    def _alike(self, leaves: list[Any]) -> Iterator[None]:
+        """Both draw the same random numbers."""
+        devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
+        with EXCLUSIVE, torch.random.fork_rng(list(devices)), torch.no_grad():
+            torch.manual_seed(0)
+            yield
 
 
 def _same(expected: Any, found: Any) -> bool:

@@ -77,13 +77,17 @@ def refuse_bad_weights(program: ExportedProgram) -> None:
         if not (isinstance(value, Tensor) and value.is_floating_point()) or value.is_meta:
             continue
         # A buffer may hold minus infinity on purpose, as attention masks do.
-        bad = ~torch.isfinite(value) if name in parameters else torch.isnan(value)
-        count = int(bad.sum())
-        if count:
+        is_bad = _is_not_finite if name in parameters else torch.isnan
+        if value.numel() and bool(is_bad(torch.stack(torch.aminmax(value))).any()):
+            count = int(is_bad(value).sum())
             raise CaptureError(
                 f"{name} {list(value.shape)} holds {count} value(s) that are NaN or infinite; "
                 "load a sound checkpoint, no pass can be verified on this one"
             )
+
+
+def _is_not_finite(value: Tensor) -> Tensor:
+    return ~torch.isfinite(value)
 
 
 def refuse_uninitialized(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -33,6 +34,23 @@ class CapturedModule(fx.GraphModule):
     """
 
     interface: Interface | None = None
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph. It knows its module without keeping it: no cycle holds the parameters of a
+        module that nobody uses any more.
+        """
+        return self._graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        self.adopt(graph)
+        self.recompile()
+
+    def adopt(self, graph: fx.Graph) -> None:
+        """Take a graph that is edited further before it is recompiled."""
+        self._graph = graph
+        graph.owning_module = _Owner(self)  # type: ignore[assignment]
 
     def recompile(self) -> Any:
         code = super().recompile()
@@ -97,12 +115,23 @@ def clone_graph(module: CapturedModule, *, compiled: bool = True) -> CapturedMod
     clone.meta = dict(module.meta)
     clone.interface = module.interface
     graph = _copy_graph(module.graph)
+    clone.adopt(graph)
     if compiled:
-        clone.graph = graph
-    else:
-        clone._graph = graph
-        graph.owning_module = clone
+        clone.recompile()
     return clone
+
+
+class _Owner:
+    """A module as its graph knows it: false once the module is gone."""
+
+    def __init__(self, module: CapturedModule) -> None:
+        self._module = weakref.ref(module)
+
+    def __bool__(self) -> bool:
+        return self._module() is not None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module(), name)
 
 
 def _unpickled(rebuild: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> Any:

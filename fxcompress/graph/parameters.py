@@ -13,6 +13,9 @@ from fxcompress.graph.lazy import Held, LazyValue, attach, lazy_value, value_of
 
 Names = Mapping[str, frozenset[str]]
 
+_DIGESTED = 2**22
+"""Bytes that are read at a time."""
+
 
 def names_of(module: nn.Module) -> Names:
     """Every name of each parameter and buffer: tied ones have several."""
@@ -47,7 +50,8 @@ def state_digest(module: nn.Module) -> str:
     for name, tensor in state.items():
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         plain = value_of(tensor).cpu().resolve_conj().resolve_neg().contiguous()
-        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        for part in plain.reshape(-1).view(torch.uint8).split(_DIGESTED):
+            found.update(part.clone().numpy().data)  # NumPy's view of it would end sharing
     return f"sha256:{found.hexdigest()}"
 
 

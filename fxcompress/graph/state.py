@@ -52,13 +52,17 @@ def written_tensors(module: CapturedModule) -> frozenset[str]:
     return _buffers_of_modules(module).union(*written)
 
 
-def isolated(module: CapturedModule) -> CapturedModule:
+def isolated(module: CapturedModule, names: frozenset[str] | None = None) -> CapturedModule:
     """The module to be called without changing it.
 
     It shares every tensor that calls only read and has copies of the others, which every call
     finds as they were at first. A module that writes to nothing is given back itself.
+
+    Args:
+        module: The module.
+        names: Its `written_tensors`, where they are known.
     """
-    names = written_tensors(module)
+    names = written_tensors(module) if names is None else names
     if not names:
         return module
     clone = clone_graph(module)

@@ -55,9 +55,19 @@ def is_vacuous(outputs: Any) -> bool:
     return not any(isinstance(t, Tensor) and bool(t.any()) for t in pytree.tree_leaves(outputs))
 
 
+def is_blank(inputs: Any) -> bool:
+    """Whether no floating input has two values: others may give more than zeros."""
+    floats = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor) and _is_drawable(t)]
+    return bool(floats) and all(not t.numel() or bool((t == t.flatten()[0]).all()) for t in floats)
+
+
+def _is_drawable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def drawn(tensor: Tensor) -> Tensor:
     """Normal values in the place of floating and complex ones, always the same."""
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if not _is_drawable(tensor):
         return tensor
     generator = torch.Generator().manual_seed(0)
     kind = torch.complex64 if tensor.is_complex() else torch.float32

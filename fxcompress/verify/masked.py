@@ -12,7 +12,7 @@ from torch.fx.graph import _PyTreeCodeGen
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Axes, leaves
-from fxcompress.axes.masks import kept_shape, put, stays, take
+from fxcompress.axes.masks import clear, kept_shape, put, stays, take
 from fxcompress.axes.transforms import Choices
 from fxcompress.errors import PlanError
 from fxcompress.graph.aliasing import mutated_inputs
@@ -106,12 +106,13 @@ class _Masked(fx.Interpreter):
     def __init__(
         self, old: CapturedModule, new: CapturedModule | None, coupling: Coupling, choices: Choices
     ) -> None:
-        super().__init__(isolated(old))
         self.written = written_tensors(old)
+        super().__init__(isolated(old, self.written))
         self.device = device_of(old)
         self.coupling = coupling
         self.choices = choices
         self.twins = {node.name: node for node in new.graph.nodes} if new is not None else {}
+        self.lines: dict[Axes, list[Tensor]] = {}
         self.values: Mapping[str, Tensor] = {}
         self.added: Mapping[str, Sequence[Addition]] = {}
 
@@ -157,17 +158,19 @@ class _Masked(fx.Interpreter):
         return any(leaf in self.choices for expr in axes for leaf in leaves(expr))
 
     def _masks(self, axes: Axes, device: torch.device) -> list[Tensor]:
-        return [mask.to(device) for mask in stays(axes, self.choices)]
+        """The masks of a value. Lines along one axis are kept: the same axes come again."""
+        if axes in self.lines:
+            return self.lines[axes]
+        masks = [mask.to(device) for mask in stays(axes, self.choices)]
+        if all(mask.numel() == max(mask.shape) for mask in masks):
+            self.lines[axes] = masks
+        return masks
 
     def _masked(self, value: Any, axes: Axes, owned: bool = True) -> Any:
         if not isinstance(value, Tensor) or not axes:
             return value
-        for mask in self._masks(axes, value.device):
-            if not owned or not _writable(value):
-                value, owned = value.detach().masked_fill(~mask, 0), True
-            else:
-                value.masked_fill_(~mask, 0)
-        return value
+        masks = self._masks(axes, value.device)
+        return clear(value, masks, in_place=owned and _writable(value)) if masks else value
 
     def _over_kept(self, n: fx.Node) -> Any:
         """Run the node on the kept units alone and put the result back among zeros."""

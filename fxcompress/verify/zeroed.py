@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.coordinates import along, cell_numbers, coordinates, occurrences
 from fxcompress.axes.expressions import Axes, Factor, leaves
+from fxcompress.axes.masks import clear
 from fxcompress.edit.plan import Project
 from fxcompress.edit.proof import Proof
 from fxcompress.graph.captured import CapturedModule
@@ -85,11 +86,8 @@ class ZeroedReference:
         axes = [
             self.coupling.parameters[name] for name in names if name in self.coupling.parameters
         ]
-        masks = [mask for own in axes for mask in _gone(own, self.edits)]
-        for number, gone in enumerate(masks):
-            fill = value.masked_fill_ if number else value.detach().masked_fill
-            value = fill(gone.to(value.device), 0)
-        return value
+        masks = [~gone.to(value.device) for own in axes for gone in _gone(own, self.edits)]
+        return clear(value, masks) if masks else value
 
 
 def zeroed_reference(old: CapturedModule, coupling: Coupling, proof: Proof) -> ZeroedReference:
@@ -102,10 +100,10 @@ class _Zeroed(fx.Interpreter):
     """Runs the dense graph, which reads each parameter with its zeros."""
 
     def __init__(self, reference: ZeroedReference) -> None:
-        super().__init__(isolated(reference.old))
+        self.written = written_tensors(reference.old)
+        super().__init__(isolated(reference.old, self.written))
         self.reference = reference
         self.names = names_of(reference.old)
-        self.written = written_tensors(reference.old)
         self.kept: dict[frozenset[str], Tensor] = {}
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:

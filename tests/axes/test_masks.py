@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from math import prod
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from axis_strategies import cell_choices, factors, selections, tensors_with_axes
 from fxcompress.axes.expressions import Axes
-from fxcompress.axes.masks import kept_shape, put, stays, take
+from fxcompress.axes.masks import clear, kept_shape, put, stays, take
 from fxcompress.axes.transforms import Choices, kept_indices
 
 
@@ -62,6 +63,29 @@ def test_putting_back_leaves_what_was_taken_among_zeros(data: st.DataObject) -> 
     masks, shape = stays(axes, choices), kept_shape(axes, choices, tensor.shape)
     whole = put(take(tensor, masks, shape), masks, tensor.shape)
     assert torch.equal(whole, tensor * together(axes, choices, tensor.shape))
+
+
+DTYPES = (
+    *(torch.float64, torch.float32, torch.bfloat16),
+    *(torch.int64, torch.int8, torch.bool),
+    torch.complex64,
+    torch.complex128,
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_clearing_is_filling_with_zeros(dtype: torch.dtype, in_place: bool) -> None:
+    masks = [torch.tensor([True, False, True])[:, None], torch.rand(3, 4) > 0.5]
+    value = torch.randn(4, 3).mul(10).to(dtype).T
+    if dtype.is_floating_point:
+        value[0, 0], value[1, 1], value[2, 2] = float("inf"), float("nan"), -0.0
+    before = value.clone()
+    expected = value.masked_fill(~(masks[0] & masks[1]), 0)
+    found = clear(value, masks, in_place=in_place)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert (found is value) is in_place
+    torch.testing.assert_close(value, found if in_place else before, rtol=0, atol=0, equal_nan=True)
 
 
 def _case(data: st.DataObject) -> tuple[Tensor, Axes, Choices]:
