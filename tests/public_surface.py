@@ -200,6 +200,8 @@ VALID: dict[str, Valid] = {
     "export.time_engine": lambda folder: {"engine": folder / "e"},
     "export.to_onnx": lambda folder: {"program": small(), "path": folder / "a.onnx"},
     "stats.Read": lambda _: {"value": _read()},
+    "stats.Wanted": lambda _: {"value": _read(), "statistic": stats.Range()},
+    "stats.collect": lambda _: {"program": program(), "wanted": []},
     "stats.gradients": lambda _: {"program": program()},
     "stats.aligned": lambda _: {"entries": torch.ones(1, 2, 3, 4), "gram": "units"},
     "stats.moments": lambda _: {"program": program(), "groups": [group()]},

@@ -18,6 +18,7 @@ from fxcompress.graph.parameters import find_tensor
 from fxcompress.graph.state import forked
 from fxcompress.program import Program
 from fxcompress.stats.data import parts_of, require_data, samples_of
+from fxcompress.stats.gradient_sums import GradientSums
 from fxcompress.stats.observe import check_nodes, check_repeats
 from fxcompress.stats.running import runner
 from fxcompress.task import Task
@@ -79,7 +80,7 @@ def gradients(
     task = require_data(program, who, labels=True)
     if parameters is not None and not parameters and not taps:
         raise PlanError(f"{who}: parameters is empty; name some, or None for all")
-    recorder = _Recorder(program, parameters, dict(taps or {}), who)
+    recorder = _Recorder(program, parameters, dict(taps or {}), squares, who)
     seen = 0
     with forked(program.module):
         for inputs, labels, size in samples_of(program, who, labels=True, limit=samples):
@@ -88,10 +89,10 @@ def gradients(
                     check_repeats(program, inputs, who)
             step = 1 if squares else size
             for part, wanted in parts_of(program, who, inputs, labels, size, step):
-                recorder.add(task, part, wanted, step, squares)
+                recorder.add(task, part, wanted, step)
             seen += size
-    mean = {name: total / seen for name, total in recorder.sums.items()}
-    return Gradients(mean, seen, {name: total / seen for name, total in recorder.squares.items()})
+    recorder.sums.count = seen
+    return Gradients(recorder.sums.means("mean"), seen, recorder.sums.means("square"))
 
 
 class _Recorder:
@@ -102,6 +103,7 @@ class _Recorder:
         program: Program,
         parameters: Collection[str] | None,
         taps: Mapping[Place, Tap],
+        squares: bool,
         who: str,
     ) -> None:
         self.who, self.program = who, program
@@ -112,10 +114,9 @@ class _Recorder:
         self.watched = {name for pair in self.places for name in pair[:2]}
         self.written = _written(program.module.graph)
         self.values: dict[str, Tensor] = {}
-        self.sums = {n: torch.zeros_like(p, dtype=_wide(p)) for n, p in self.leaves.items()}
-        self.squares: dict[str, Tensor] = {}
+        self.sums = GradientSums(self.leaves, squares)
 
-    def add(self, task: Task, inputs: Any, labels: Any, size: int, squares: bool) -> None:
+    def add(self, task: Task, inputs: Any, labels: Any, size: int) -> None:
         """Run one batch forward and back."""
         for leaf in self.leaves.values():
             leaf.grad = None
@@ -124,14 +125,8 @@ class _Recorder:
             loss = self._loss(task, inputs, labels)
             self.values.clear()
             differentiate(loss * size, self.who)
-        for name, leaf in self.leaves.items():
-            if leaf.grad is None:
-                continue
-            grad = leaf.grad.to(self.sums[name].dtype)
-            self.sums[name] += grad
-            if squares:
-                old = self.squares.setdefault(name, torch.zeros_like(grad))
-                old += grad.square()
+        found = {name: leaf.grad for name, leaf in self.leaves.items()}
+        self.sums.update({name: grad for name, grad in found.items() if grad is not None})
 
     def _loss(self, task: Task, inputs: Any, labels: Any) -> Tensor:
         loss = loss_of(task, call(self.module, task, inputs), labels, self.who)
@@ -201,7 +196,3 @@ def _leaves(
     for value in own.values():
         leaves.setdefault(id(value), value.detach().requires_grad_())
     return {name: leaves[id(value)] for name, value in own.items()}
-
-
-def _wide(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype == torch.float64 else torch.float32

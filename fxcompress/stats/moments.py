@@ -15,7 +15,11 @@ from fxcompress.errors import PlanError
 from fxcompress.layers.inputs import Read
 from fxcompress.layers.weights import consumers
 from fxcompress.program import Program
-from fxcompress.stats.observe import observe
+from fxcompress.stats.collect import collect
+from fxcompress.stats.gram import Gram
+from fxcompress.stats.powers import Powers, products
+from fxcompress.stats.statistic import Several, Statistic
+from fxcompress.stats.walk import Wanted
 
 Grams = Literal["units", "places", "cells", "none"]
 """Of what there is a Gram matrix: units of each cell with their places as samples, places of units
@@ -111,8 +115,7 @@ def moments(
     Raises:
         PlanError: As `observe`; a group has no consumer; or a value is not finite.
     """
-    sums: dict[str, list[_Sum]] = {}
-    owned: dict[ChannelGroup, dict[Read, _Sum]] = {}
+    owned: dict[ChannelGroup, dict[Read, UnitMoments]] = {}
     for group in groups:
         taken = dict.fromkeys(_values(program, group) if reads is None else reads(group))
         if not taken:
@@ -121,11 +124,9 @@ def moments(
                 "moments there; leave it out with dims= or exclude=, or prune it by another method"
             )
         kind = gram(group) if callable(gram) else gram
-        owned[group] = {read: _Sum(program, group, read, kind, who) for read in taken}
-        for read, one in owned[group].items():
-            sums.setdefault(read.value, []).append(one)
-    taps = {name: _tap(own) for name, own in sums.items()}
-    observe(program, taps, who=who, samples=samples)
+        owned[group] = {read: UnitMoments(program, group, read, kind, who) for read in taken}
+    wanted = [Wanted(read.value, one) for own in owned.values() for read, one in own.items()]
+    collect(program, wanted, who=who, samples=samples)
     return {group: _pooled(owned.pop(group), reads is None) for group in tuple(owned)}
 
 
@@ -141,87 +142,74 @@ def aligned(entries: Units, gram: Grams) -> Tensor:
     return entries.flatten(1, 2) if gram == "places" else entries.flatten(2)
 
 
-def products(rows: Tensor) -> Tensor:
-    """Rows in the type that products are taken in: float32 is enough over one batch, and twice as
-    fast; sums over batches are float64.
+class UnitMoments(Several[Tensor]):
+    """Moments of a group's units in the values of one node, as one layer reads them.
+
+    Its parts are ``inputs``, the moments of single inputs, and ``gram`` where one is asked for.
     """
-    return rows if rows.dtype == torch.float64 else rows.to(torch.float32)
-
-
-def _tap(sums: list[_Sum]) -> Callable[[Tensor], None]:
-    def tap(value: Tensor) -> None:
-        for one in sums:
-            one.add(value)
-
-    return tap
-
-
-class _Sum:
-    """Running sums over one node's values."""
 
     def __init__(
         self, program: Program, group: ChannelGroup, read: Read, gram: Grams, who: str
     ) -> None:
+        self.inputs, self.products = Powers(), Gram()
+        both: dict[str, Statistic[Tensor]] = {"inputs": self.inputs, "gram": self.products}
+        super().__init__({"inputs": self.inputs} if gram == "none" else both)
         self.group, self.read, self.kind, self.who = group, read, gram, who
         self.axes = program.analysis.coupling.axes[read.value]
-        self.gram = self.first = self.second = torch.zeros(())
-        self.count = 0
 
-    def add(self, value: Tensor) -> None:
-        for signals in self.read.signals(value, self.axes, self.group.factor, self.group.over):
-            first = products(signals).sum(3).to(torch.float64)
-            second = torch.linalg.vector_norm(signals, dim=3, dtype=torch.float64).square()
-            if not bool(torch.isfinite(second).all()):
+    def update(self, batch: Tensor) -> None:
+        for signals in self.read.signals(batch, self.axes, self.group.factor, self.group.over):
+            self.inputs.update(signals)
+            if not bool(torch.isfinite(self.inputs.second).all()):
                 raise PlanError(
                     f"{self.who}: the value of {self.read.value}, which carries group "
                     f"{self.group.name}, is not finite on the data; look at the data and the "
                     "checkpoint"
                 )
-            self.count += signals.shape[3]
-            self.first = self.first.to(first) + first
-            self.second = self.second.to(second) + second
             if self.kind != "none":
-                rows = products(aligned(signals, self.kind))
-                new = rows @ rows.mT
-                self.gram = self.gram.add_(new) if self.gram.dim() else new.to(torch.float64)
+                self.products.update(products(aligned(signals, self.kind)))
 
     def vectors(self) -> tuple[Tensor, Tensor, int]:
         """Sums and sums of squares along the matrix's rows, and over how many samples."""
+        first, second, count = self.inputs.first, self.inputs.second, self.inputs.count
         if self.kind in ("places", "cells"):
-            return aligned(self.first, self.kind), aligned(self.second, self.kind), self.count
-        return self.first.sum(2), self.second.sum(2), self.count * self.first.shape[2]
+            return aligned(first, self.kind), aligned(second, self.kind), count
+        return first.sum(2), second.sum(2), count * first.shape[2]
 
     @property
     def features(self) -> Features:
         """Moments of single inputs."""
-        return Features(self.first / self.count, self.second / self.count, self.count)
+        count = self.inputs.count
+        return Features(self.inputs.first / count, self.inputs.second / count, count)
+
+    def moments(self) -> Moments:
+        """The moments; the sum of products becomes their mean, so that this is the end of it."""
+        first, second, count = self.vectors()
+        mean, square = first / count, second / count
+        variance = Features(mean, square, count).variance
+        gram = torch.zeros(()) if self.kind == "none" else self.products.total.div_(count)
+        return Moments(gram, mean, variance, count, self.features)
 
 
-def _pooled(sums: Mapping[Read, _Sum], together: bool) -> Moments:
+def _pooled(sums: Mapping[Read, UnitMoments], together: bool) -> Moments:
     own = list(sums.values())
-    alike = all(one.first.shape[2] == own[0].first.shape[2] for one in own)
+    alike = all(one.inputs.first.shape[2] == own[0].inputs.first.shape[2] for one in own)
     together &= alike or own[0].kind in ("units", "none")
     if together and len(own) > 1:  # before the sums become means, in place
-        return replace(_moments(own), each={read: _mean(one) for read, one in sums.items()})
-    each = {read: _mean(one) for read, one in sums.items()}
+        return replace(_moments(own), each={read: one.moments() for read, one in sums.items()})
+    each = {read: one.moments() for read, one in sums.items()}
     if together:
         return replace(*each.values(), each=each)
     none = torch.zeros(0)
-    return Moments(none, none, none, sum(one.count for one in own), None, each)
+    return Moments(none, none, none, sum(one.inputs.count for one in own), None, each)
 
 
-def _mean(one: _Sum) -> Moments:
-    """The moments over the values of one node; the sum of products becomes their mean."""
-    first, second, count = one.vectors()
-    mean, square = first / count, second / count
-    variance = Features(mean, square, count).variance
-    return Moments(one.gram.div_(count), mean, variance, count, one.features)
-
-
-def _moments(sums: list[_Sum]) -> Moments:
+def _moments(sums: list[UnitMoments]) -> Moments:
     """The moments over the values of several nodes together."""
     firsts, seconds, counts = zip(*(one.vectors() for one in sums), strict=True)
     count = sum(counts)
     mean, square = torch.stack(firsts).sum(0) / count, torch.stack(seconds).sum(0) / count
-    gram = torch.stack([one.gram for one in sums]).sum(0) / count
+    gram = torch.zeros(())
+    if sums[0].kind != "none":
+        gram = torch.stack([one.products.total for one in sums]).sum(0) / count
     return Moments(gram, mean, Features(mean, square, count).variance, count)

@@ -11,15 +11,16 @@ from torch import Tensor, fx
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.arguments import Count, checked
-from fxcompress.axes.expressions import Axes
 from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.state import forked
 from fxcompress.layers.inputs import Read
 from fxcompress.program import Program
+from fxcompress.stats.cross import Cross, Pair
 from fxcompress.stats.data import require_data, samples_of
-from fxcompress.stats.moments import Grams, aligned, products
+from fxcompress.stats.moments import Grams, aligned
 from fxcompress.stats.observe import check_nodes
+from fxcompress.stats.powers import products
 from fxcompress.stats.running import runner
 from fxcompress.train.batches import call
 
@@ -72,7 +73,6 @@ def paired_moments(
         PlanError: There are no data, or they cannot be read to their end.
     """
     task = require_data(program, who)
-    axes = program.analysis.coupling.axes
     kept: list[dict[str, Tensor]] = [{}, {}]
 
     names = {read.value for read in reads}
@@ -86,39 +86,40 @@ def paired_moments(
         return visit
 
     modules = [runner(program.module, keep(0)), runner(other, keep(1))]
-    sums = {read: _Sum(read, axes[read.value], group, gram) for read in reads}
+    sums = {read: UnitPairs(program, group, read, gram) for read in reads}
     with torch.no_grad(), forked(program.module):
         for inputs, _, _ in samples_of(program, who, limit=samples):
             for module in modules:
                 with forked(module):
                     call(module, task, inputs)
             for read, one in sums.items():
-                one.add(kept[0][read.value], kept[1][read.value])
+                one.update((kept[0][read.value], kept[1][read.value]))
             for held in kept:
                 held.clear()
-    return {read: one.mean for read, one in sums.items()}
+    return {read: one.means for read, one in sums.items()}
 
 
-class _Sum:
-    """Running sums over what one layer reads in both."""
+class UnitPairs(Cross):
+    """Moments of a group's units as one layer reads them, in a program and another version of it.
 
-    def __init__(self, read: Read, axes: Axes, group: ChannelGroup, gram: Grams) -> None:
-        self.read, self.axes, self.group, self.kind = read, axes, group, gram
-        self.count, self.parts = 0, [torch.zeros(())] * 4
+    A batch is the value of the node that is read in the program, and in the other.
+    """
 
-    def add(self, value: Tensor, other: Tensor) -> None:
+    def __init__(self, program: Program, group: ChannelGroup, read: Read, gram: Grams) -> None:
+        super().__init__()
+        self.read, self.group, self.kind = read, group, gram
+        self.axes = program.analysis.coupling.axes[read.value]
+
+    def update(self, batch: Pair) -> None:
         both = [
-            self.read.signals(each, self.axes, self.group.factor, self.group.over)
-            for each in (value, other)
+            self.read.signals(each, self.axes, self.group.factor, self.group.over) for each in batch
         ]
         for pair in zip(*both, strict=True):
-            h, changed = (products(aligned(signals, self.kind)) for signals in pair)
-            new = (changed @ changed.mT, changed @ h.mT, h.sum(2), changed.sum(2))
-            self.parts = [a + b.to(torch.float64) for a, b in zip(self.parts, new, strict=True)]
-            self.count += h.shape[2]
+            before, after = (products(aligned(signals, self.kind)) for signals in pair)
+            super().update((before, after))
 
     @property
-    def mean(self) -> Paired:
+    def means(self) -> Paired:
         """The means."""
-        gram, cross, mean, other = (part / self.count for part in self.parts)
-        return Paired(gram, cross, mean, other, self.count)
+        own = {name: total / self.count for name, total in self.sums.items()}
+        return Paired(**own, count=self.count)

@@ -22,7 +22,7 @@ from fxcompress.graph.captured import aten
 from fxcompress.graph.metadata import parameter_of
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.program import Program
-from fxcompress.stats import observe, unit_signals
+from fxcompress.stats import Sums, observe, unit_signals
 
 Statistics = Literal["auto", "data", "isotropic", "correlation", "mean"]
 STATISTICS: tuple[Statistics, ...] = ("auto", "data", "isotropic", "correlation", "mean")
@@ -201,31 +201,30 @@ def measured(
 def _tap(sums: list[_Covariance]) -> Callable[[Tensor], None]:
     def tap(value: Tensor) -> None:
         for one in sums:
-            one.add(value)
+            one.update(value)
 
     return tap
 
 
-class _Covariance:
-    """Running sums over the values that one norm normalises."""
+class _Covariance(Sums[Tensor]):
+    """Sums over the values that one norm normalises."""
 
     def __init__(self, program: Program, group: ChannelGroup, norm: UnitNorm) -> None:
+        super().__init__()
         self.group, self.norm = group, norm
         self.axes = program.analysis.coupling.axes[norm.value]
-        self.first = self.second = torch.zeros(())
-        self.count = 0
 
-    def add(self, value: Tensor) -> None:
-        signals = unit_signals(value, self.axes, self.group.factor, self.group.over).double()
+    def update(self, batch: Tensor) -> None:
+        signals = unit_signals(batch, self.axes, self.group.factor, self.group.over).double()
         # Near the stored mean, so that squares lose no digits.
         signals = (signals - self.norm.tensors["mean"][..., None]).transpose(1, 2)
-        self.first = self.first.to(signals) + signals.sum(-1)
-        self.second = self.second.to(signals) + signals @ signals.mT
+        self.add("first", signals.sum(-1))
+        self.add("second", signals @ signals.mT)
         self.count += signals.shape[-1]
 
     def correlation(self) -> Tensor:
-        mean = self.first / self.count
-        spread = self.second / self.count - mean[..., None] * mean[..., None, :]
+        mean = self.sums["first"] / self.count
+        spread = self.sums["second"] / self.count - mean[..., None] * mean[..., None, :]
         scale = spread.diagonal(dim1=-2, dim2=-1).clamp(min=TINY).rsqrt()
         found = spread * scale[..., None] * scale[..., None, :]
         found.diagonal(dim1=-2, dim2=-1).fill_(1)

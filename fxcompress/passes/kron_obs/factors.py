@@ -7,7 +7,7 @@ the loss rises by ½ tr(G δ A δᵀ) when W changes by δ.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -21,6 +21,7 @@ from fxcompress.program import Program
 from fxcompress.stats.batching import batching_of
 from fxcompress.stats.data import samples_of
 from fxcompress.stats.gradients import Place, Tap, gradients
+from fxcompress.stats.gram import Gram
 from fxcompress.stats.observe import observe
 from fxcompress.stats.running import runner
 from fxcompress.train.batches import call
@@ -128,13 +129,13 @@ def factors_of(
     """
     inputs, *_ = next(samples_of(program, who))
     independent = batching_of(program, inputs).independent
-    inner: dict[str, _Gram] = {}
-    outer: dict[str, _Gram] = {}
-    observed: dict[str, list[tuple[LinearMap, _Gram]]] = {}
+    inner: dict[str, Gram] = {}
+    outer: dict[str, Gram] = {}
+    observed: dict[str, list[tuple[LinearMap, Gram]]] = {}
     watched: dict[Place, Tap] = {}
     for one in maps:
-        own = inner.setdefault(one.weight, _Gram())
-        given = outer.setdefault(one.weight, _Gram(_square(program, one)))
+        own = inner.setdefault(one.weight, Gram())
+        given = outer.setdefault(one.weight, Gram(_square(program, one)))
         observed.setdefault(one.values[0], []).append((one, own))
         watched[one.node] = _OutputTap(one, given, independent)
     taps = {source: _InputTap(tuple(pairs)) for source, pairs in observed.items()}
@@ -152,17 +153,6 @@ def _square(program: Program, one: LinearMap) -> Tensor:
     return weight.new_zeros((one.outputs, one.outputs), dtype=torch.float64)
 
 
-@dataclass
-class _Gram:
-    """A running Σ x xᵀ."""
-
-    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-
-    def add(self, rows: Tensor, scale: float = 1.0) -> None:
-        rows = rows.to(torch.float64)
-        self.total = self.total + scale * (rows.mT @ rows)
-
-
 def has_factors(one: LinearMap) -> bool:
     """Whether a map is one whose Fisher information factorises: all inputs meet all outputs, and
     what is added is a bias of its own or nothing.
@@ -173,24 +163,25 @@ def has_factors(one: LinearMap) -> bool:
 
 @dataclass(frozen=True)
 class _InputTap:
-    pairs: tuple[tuple[LinearMap, _Gram], ...]
+    pairs: tuple[tuple[LinearMap, Gram], ...]
 
     def __call__(self, value: Tensor) -> None:
         for one, gram in self.pairs:
             rows = one.inputs_from(value)[0]
-            gram.add(rows if one.bias is None else F.pad(rows, (0, 1), value=1.0))
+            rows = rows if one.bias is None else F.pad(rows, (0, 1), value=1.0)
+            gram.update(rows.to(torch.float64).mT)
 
 
 @dataclass(frozen=True)
 class _OutputTap:
     map: LinearMap
-    gram: _Gram
+    gram: Gram
     independent: bool
 
     def __call__(self, value: Tensor, gradient: Tensor) -> None:
         rows = self.map.outputs_from(gradient)[0]
         samples = len(gradient) if self.independent else 1
-        self.gram.add(rows, samples / len(rows))
+        self.gram.update(rows.to(torch.float64).mT, samples / len(rows))
 
 
 def with_drawn_labels(program: Program, who: str, samples: int | None = None) -> Program:

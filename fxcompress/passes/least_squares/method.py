@@ -13,23 +13,14 @@ from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.arguments import Count, NotNegative
-from fxcompress.edit.plan import Edit, Offset, Plan, Project, Replace
-from fxcompress.edit.rewrite import rewrite
+from fxcompress.edit.plan import Edit, Offset, Project, Replace
 from fxcompress.passes.least_squares.changes import Changed, contributions
+from fxcompress.passes.least_squares.inputs import Gathered, InOrder, Inputs
 from fxcompress.passes.least_squares.solve import Greedy, System
 from fxcompress.passes.structured.method import Criterion, Reconstruction, Structured
 from fxcompress.passes.structured.readers import Reader, readers, takes_no_constant, unread
 from fxcompress.program import Program
-from fxcompress.stats import (
-    Grams,
-    Moments,
-    Paired,
-    Read,
-    aligned,
-    moments,
-    paired_moments,
-    require_data,
-)
+from fxcompress.stats import Grams, Paired, Read, aligned, moments, require_data
 
 Order = Literal["refitted", "original"]
 
@@ -65,7 +56,8 @@ class LeastSquaresPruning(Structured, Reconstruction, alias="LeastSquares"):
         centred: Use covariances, and let the readers' biases take up the means; at the border of a
             map that a convolution pads with zeros the constant is too large.
         sequential: Refit layers one after another, each on what it gets once those before it have
-            been, towards what it gave before any was; the data are gone through once a group.
+            been, towards what it gave before any was. Where groups come in the order of the layers,
+            the program and what becomes of it are run once each, stage by stage on all data.
         order: Score with weights ``refitted`` after each removal, or as they were ``original``.
         inputs: Most inputs of a layer that get a Gram matrix each; where there are more, taps
             share their coefficients, and then the places of a unit too.
@@ -95,14 +87,10 @@ class LeastSquaresPruning(Structured, Reconstruction, alias="LeastSquares"):
         require_data(program, type(self).__name__)
         own = {group: self._readers(program, group) for group in groups}
         kinds = {group: _kind(found, self.inputs) for group, found in own.items()}
-        found = moments(
-            program,
-            groups,
-            gram=kinds.__getitem__,
-            reads=lambda group: [read for one in own[group] for read in one.reads],
-            who=type(self).__name__,
-            samples=self.samples,
-        )
+        reads = {
+            group: tuple(dict.fromkeys(read for one in found for read in one.reads))
+            for group, found in own.items()
+        }
         notes = [
             f"{group.name}: taps of a kernel share their coefficients, because a layer has more "
             f"than inputs={self.inputs} inputs by tap, or takes several units as one"
@@ -110,7 +98,27 @@ class LeastSquaresPruning(Structured, Reconstruction, alias="LeastSquares"):
             if self.taps and not _has_taps(own[group])
             if _has_taps(readers(program, group, taps=True))
         ]
-        return Fitted(program, self, own, kinds, found, notes=notes)
+        return Fitted(program, self, own, kinds, self._inputs(program, reads, kinds), notes=notes)
+
+    def _inputs(
+        self,
+        program: Program,
+        reads: Mapping[ChannelGroup, Sequence[Read]],
+        kinds: Mapping[ChannelGroup, Grams],
+    ) -> Inputs:
+        """What layers get: looked at now for all groups, or later layer by layer."""
+        who = type(self).__name__
+        if self.sequential:
+            return InOrder(program, reads, kinds, who, self.samples)
+        found = moments(
+            program,
+            list(reads),
+            gram=kinds.__getitem__,
+            reads=reads.__getitem__,
+            who=who,
+            samples=self.samples,
+        )
+        return Gathered(found)
 
     def declines(self, program: Program, group: ChannelGroup) -> str | None:
         reason = unread(program, group)
@@ -139,7 +147,7 @@ class Fitted(Criterion, Reconstruction):
         options: What to do.
         readers: Of each group.
         kinds: What each group's Gram matrices are over.
-        moments: Of each group.
+        inputs: What the layers that read each group get.
         changed: What became of each weight so far.
         notes: For the report.
     """
@@ -148,7 +156,7 @@ class Fitted(Criterion, Reconstruction):
     options: LeastSquaresPruning
     readers: Mapping[ChannelGroup, tuple[Reader, ...]]
     kinds: Mapping[ChannelGroup, Grams]
-    moments: Mapping[ChannelGroup, Moments]
+    inputs: Inputs
     changed: dict[str, Changed] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -161,7 +169,7 @@ class Fitted(Criterion, Reconstruction):
         stay = torch.zeros(group.cells, group.units, dtype=torch.bool)
         stay.scatter_(1, kept.expand(group.cells, -1), True)
         found: list[Edit] = [Project(group, kept)]
-        pairs = self._pairs(group)
+        pairs = self.inputs.after(group, self._done())
         for one in self.readers[group]:
             if one.tied:
                 self.notes.append(
@@ -169,6 +177,7 @@ class Fitted(Criterion, Reconstruction):
                 )
                 continue
             found += self._refit(program, group, one, stay, pairs)
+        self.inputs.done(group)
         return tuple(found)
 
     def _refit(
@@ -208,21 +217,9 @@ class Fitted(Criterion, Reconstruction):
         none = torch.zeros(size, dtype=torch.float64, device=one.index.device)
         return self.changed.setdefault(one.weight, Changed(none.bool(), none))
 
-    def _pairs(self, group: ChannelGroup) -> Mapping[Read, Paired]:
-        """What the readers get now, beside what they got; nothing where it is the same."""
-        edits = [edit for own in self.changed.values() for edit in own.edits]
-        if not self.options.sequential or not edits:
-            return {}
-        now = rewrite(self.program.module, self.program.analysis.coupling, Plan(tuple(edits)))
-        return paired_moments(
-            self.program,
-            now.module,
-            group,
-            {read for one in self.readers[group] for read in one.reads},
-            self.kinds[group],
-            who=type(self.options).__name__,
-            samples=self.options.samples,
-        )
+    def _done(self) -> list[Edit]:
+        """What has become of all weights so far."""
+        return [edit for own in self.changed.values() for edit in own.edits]
 
     def _system(
         self,
@@ -236,7 +233,7 @@ class Fitted(Criterion, Reconstruction):
         if pairs:
             gram, cross, mean, other = one.pooled(pairs, "gram", "cross", "mean", "other")
         else:
-            gram, mean = one.pooled(self.moments[group].each, "gram", "mean")
+            gram, mean = one.pooled(self.inputs.before(group, self._done()), "gram", "mean")
             cross, other = gram, mean
         if options.centred:
             gram = gram - other.unsqueeze(2) * other.unsqueeze(1)

@@ -7,26 +7,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxcompress.stats import Gram
+
 NEAR = 1e-6
 """A cosine this near to 1 is 1, in axes of single precision too."""
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Adds Σ x xᵀ / mean(x²) of what a norm reads to a sum, with the mean over units taken out of x
-    where the norm does that.
+    """Adds x xᵀ / mean(x²) of what a norm reads to a Gram matrix, on the CPU.
+
+    The mean over units is taken out of x where the norm does that.
     """
 
-    total: Tensor
+    gram: Gram
     centred: bool = False
 
     def __call__(self, value: Tensor) -> None:
-        rows = value.detach().flatten(0, -2).to(self.total)
+        rows = value.detach().flatten(0, -2).to("cpu", torch.float64)
         if self.centred:
             rows = rows - rows.mean(1, keepdim=True)
         square = rows.square().mean(1, keepdim=True)
         rows = rows * torch.where(square > 0, square.rsqrt(), 0.0)
-        self.total.add_(rows.mT @ rows)
+        self.gram.update(rows.mT)
 
 
 def principal_axes(moment: Tensor, centred: bool) -> tuple[Tensor, Tensor]:

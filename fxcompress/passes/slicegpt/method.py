@@ -31,7 +31,7 @@ from fxcompress.passes.structured.method import (
     refusal,
 )
 from fxcompress.program import Program
-from fxcompress.stats.observe import observe
+from fxcompress.stats import Gram, observe
 
 WHO = "SliceGPT"
 Affine = tuple[Tensor, Tensor]
@@ -78,7 +78,7 @@ class SliceGPT(Structured, Reconstruction, alias="PrincipalAxes"):
             PlanError: A stream cannot be turned, or there are no data.
         """
         streams = {group: _checked(program, group) for group in groups}
-        sums = {group: _second_moment(group) for group in streams}
+        sums = {group: Gram() for group in streams}
         taps: dict[str, Tap] = {}
         for group, norms in streams.items():
             for norm in norms:
@@ -86,7 +86,7 @@ class SliceGPT(Structured, Reconstruction, alias="PrincipalAxes"):
         observe(program, taps, who=WHO, samples=self.samples)
         return Rotations(
             {
-                group: principal_axes(sums[group], _centred(norms))
+                group: principal_axes(sums[group].total, _centred(norms))
                 for group, norms in streams.items()
             }
         )
@@ -182,10 +182,6 @@ def _checked(program: Program, group: ChannelGroup) -> tuple[StreamNorm, ...]:
     if not norms:
         raise DeclinedError(group, f"it has no norm: it is no stream that {WHO} could turn")
     return norms
-
-
-def _second_moment(group: ChannelGroup) -> Tensor:
-    return torch.zeros(group.units, group.units, dtype=torch.float64)
 
 
 def _affine(program: Program, group: ChannelGroup, norm: StreamNorm) -> Affine:
