@@ -15,7 +15,16 @@ from fxcompress import passes
 from fxcompress.arguments import checked
 from fxcompress.budget import Budget
 from fxcompress.compiler import apply, compile
-from fxcompress.edit.plan import Edit, Offset, Plan, Project, Reparametrize, Replace, Store
+from fxcompress.edit.plan import (
+    Edit,
+    Offset,
+    Plan,
+    Project,
+    Reparametrize,
+    Replace,
+    Store,
+    TrainableProject,
+)
 from fxcompress.errors import (
     BudgetError,
     CaptureError,
@@ -80,6 +89,7 @@ __all__ = [
     "Sensitivity",
     "Store",
     "Task",
+    "TrainableProject",
     "VerificationError",
     "WriteBackError",
     "WriteError",

@@ -170,6 +170,9 @@ VALID: dict[str, Valid] = {
         "parts": Int8PerRow().encode(torch.ones(8, 4)),
     },
     "fx.Task": lambda _: {"data": [images()]},
+    "fx.TrainableProject": lambda _: {
+        "group": group(), "encode": nn.Identity(), "decode": nn.Identity()
+    },
     "fx.apply": lambda _: {"program": program(), "one": fx.passes.MagnitudePruning(ratio=0.5)},
     "fx.axis_rule": lambda _: {},
     "fx.compile": lambda _: {"model": nn.Linear(3, 4), "args": (torch.ones(2, 3),)},

@@ -146,7 +146,9 @@ def _reparametrized(ctx: Context, node: fx.Node) -> None:
     for operand in node.all_input_nodes:
         ctx.freeze(ctx.of(operand), node, words)
         ctx.sources[node] = ctx.sources.get(operand, frozenset())
-    ctx.axes[node] = ctx.of(node.all_input_nodes[0])
+    (source,) = node.all_input_nodes
+    same = shape_of(node) == shape_of(source)
+    ctx.axes[node] = ctx.of(source) if same else ctx.opaque(node, words)
 
 
 def _input(ctx: Context, node: fx.Node) -> Axes:

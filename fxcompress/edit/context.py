@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Axes, Factor
@@ -31,6 +31,7 @@ class Context:
         dense: The module before the plan, where `module` is a copy to change.
         encoders: What becomes of the axes that produce the units of each factor.
         decoders: What becomes of the axes that consume them.
+        trained: The modules that give E and D, of factors whose matrices train.
         made: The axes of parameters that edits have made, by name.
         replaced: Names of tensors whose values edits have replaced.
     """
@@ -40,6 +41,7 @@ class Context:
     dense: CapturedModule | None = None
     encoders: dict[Factor, Choice] = field(default_factory=dict)
     decoders: dict[Factor, Choice] = field(default_factory=dict)
+    trained: dict[Factor, tuple[nn.Module, nn.Module]] = field(default_factory=dict)
     made: dict[str, Axes] = field(default_factory=dict)
     replaced: set[str] = field(default_factory=set)
     _names: Names | None = None

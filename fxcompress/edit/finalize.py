@@ -50,6 +50,7 @@ def _fold(
     nodes = {node.name: node for node in new.graph.nodes}
     for call in calls:
         twin = nodes[call.name]
+        twin.args[0].meta["val"] = twin.meta["val"]  # a projection gives another shape
         twin.replace_all_uses_with(twin.args[0])
         new.graph.erase_node(twin)
     for target in {str(call.target) for call in calls}:

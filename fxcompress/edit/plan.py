@@ -16,6 +16,7 @@ from fxcompress.edit.project import Project
 from fxcompress.edit.reparametrize import Reparametrize
 from fxcompress.edit.replace import Replace
 from fxcompress.edit.store import Store
+from fxcompress.edit.trainable import TrainableProject
 from fxcompress.edit.zeros import Masking, Masks, Pattern
 from fxcompress.report.curves import Curves
 
@@ -29,6 +30,7 @@ __all__ = [
     "Reparametrize",
     "Replace",
     "Store",
+    "TrainableProject",
 ]
 
 

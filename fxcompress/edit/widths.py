@@ -10,12 +10,13 @@ from math import gcd
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Axes, Concat, Factor, leaves
 from fxcompress.axes.transforms import Choice, Choices, kept_indices, size_of, transform
 from fxcompress.edit.context import Context
+from fxcompress.edit.trainable import read_projected
 from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.lazy import selected, value_of
@@ -37,10 +38,14 @@ def change_widths(context: Context) -> tuple[Kept, frozenset[str]]:
     """
     kept: dict[str, tuple[Tensor | None, ...]] = {}
     mixed: set[str] = set()
+    trained: dict[str, Axes] = {}
     for name, axes in context.coupling.parameters.items():
         if _changes(axes, context.encoders):
             choices = axis_choices(context.coupling, name, axes, context.encoders, context.decoders)
             old = context.tensor(name)
+            if isinstance(old, nn.Parameter) and _changes(axes, context.trained):
+                trained[name] = axes
+                continue
             if all(choice.selects for own in choices for choice in own.values()):
                 pairs = zip(axes, choices, strict=True)
                 kept[name] = tuple(kept_indices(expr, own) if own else None for expr, own in pairs)
@@ -54,7 +59,9 @@ def change_widths(context: Context) -> tuple[Kept, frozenset[str]]:
     if widths:
         mend(context.module, context.coupling, widths)
     _cut_made(context, widths)
-    return kept, frozenset(mixed)
+    for name, axes in trained.items():
+        read_projected(context, name, axes)
+    return kept, frozenset(mixed | trained.keys())
 
 
 def axis_choices(

@@ -20,6 +20,11 @@ def keeps(node: fx.Node) -> bool:
     return node.op == "call_module" and not node.all_input_nodes
 
 
+def through(node: fx.Node) -> fx.Node:
+    """The parameter that a module node is given; any other node itself."""
+    return node.all_input_nodes[0] if node.op == "call_module" and not keeps(node) else node
+
+
 def module_calls(module: CapturedModule) -> dict[str, list[fx.Node]]:
     """For each parameter that is read through a module or kept in one, the calls of it."""
     found: dict[str, list[fx.Node]] = {}

@@ -24,7 +24,7 @@ from fxcompress.graph.parameters import set_tensor
 from fxcompress.io.files import Digests, program_target, storable, write
 from fxcompress.io.graphs import check_graph, dump_graph, load_graph
 from fxcompress.io.interfaces import dump_interface, load_interface
-from fxcompress.io.modules import Saveable, check_kept, dump_modules, make_module, saveable
+from fxcompress.io.modules import Saveable, check_call, dump_modules, make_module, saveable
 from fxcompress.io.programs import packed, unpacked
 from fxcompress.io.reading import EXTRA, read
 from fxcompress.io.values import Decoder, Encoder, Json
@@ -153,8 +153,8 @@ def _assemble(
     for entry in manifest.modules:
         _add_submodule(module, entry.name, make_module(entry.kind, decoder.decode(entry.config)))
     for call in calls:
-        if call.op == "call_module" and not call.args:
-            check_kept(module.get_submodule(str(call.target)), call)
+        if call.op == "call_module":
+            check_call(module.get_submodule(str(call.target)), call)
     _register(module, manifest, own)
     module.graph = load_graph(manifest.graph, calls, home)
     module.interface = load_interface(manifest.interface, module.graph, decoder)

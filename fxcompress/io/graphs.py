@@ -109,8 +109,7 @@ def _checked_target(
     good = {
         "placeholder": node.target.isidentifier() and not args,
         "get_attr": node.target in tensors and not args,
-        "call_module": node.target in modules
-        and (not args or _gives_another_like(args, node.meta.val)),
+        "call_module": node.target in modules and _takes_one_tensor(args),
         "output": node.target == "output" and len(args) == 1,
     }[node.op]
     if kwargs or not good or keyword.iskeyword(node.target):
@@ -143,11 +142,10 @@ def _check_counter(node: Node, target: object, numbers: Collection[str]) -> None
         )
 
 
-def _gives_another_like(args: Sequence[Any], value: Value) -> bool:
-    """A small module takes one tensor and gives one of the same shape and dtype; what one gives
-    that takes none, `modules.check_kept` sees.
-    """
-    return len(args) == 1 and isinstance(args[0], Ref) and args[0].value == value
+def _takes_one_tensor(args: Sequence[Any]) -> bool:
+    """A small module takes one tensor or none; what it gives, `modules.check_call` sees."""
+    one = len(args) == 1 and isinstance(args[0], Ref) and hasattr(args[0].value, "shape")
+    return one or not args
 
 
 def _check_convention(graph: Graph, calls: Sequence[Call]) -> None:

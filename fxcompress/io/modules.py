@@ -63,8 +63,9 @@ def make_module(name: str, config: Mapping[str, Any]) -> nn.Module:
     return made
 
 
-def check_kept(module: nn.Module, call: Call) -> None:
-    """Check that a small module without inputs gives what its call says.
+def check_call(module: nn.Module, call: Call) -> None:
+    """Check that a small module gives what the file says: a tensor like the one it takes, or what
+    it gives when it is run.
 
     Args:
         module: As `make_module` gave it, on the meta device.
@@ -73,7 +74,11 @@ def check_kept(module: nn.Module, call: Call) -> None:
     Raises:
         LoadError: It gives something else.
     """
-    value, said = module(), call.value
+    taken = [ref.value for ref in call.args]
+    if taken == [call.value]:
+        return
+    inputs = [torch.empty(t.shape, dtype=getattr(torch, t.dtype), device="meta") for t in taken]
+    value, said = module(*inputs), call.value
     given = (list(value.shape), str(value.dtype).removeprefix("torch."))
     if given != (getattr(said, "shape", None), getattr(said, "dtype", None)):
         raise LoadError(

@@ -26,6 +26,7 @@ from fxcompress.graph.state import (
     set_generator_states,
     written_tensors,
 )
+from fxcompress.graph.through import through
 
 Addition = Callable[[fx.Node, Mapping[fx.Node, Any]], Tensor]
 """What is added to a node's value, from the node and the values of its operands."""
@@ -179,6 +180,7 @@ class _Masked(fx.Interpreter):
         cut = {name: self._cut(value, name) for name, value in operands.items()}
 
         def fetch(node: fx.Node) -> Any:
+            node = through(node)  # the dense graph reads what it is read as
             return cut.get(node.name, self.env.get(node))
 
         small_args = fx.node.map_arg(twin.args, fetch)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fxcompress as fx
 from fxcompress.edit.codecs import Int8PerRow
 from fxcompress.graph.through import read_value
-from fxcompress.io.modules import check_kept, make_module
+from fxcompress.io.modules import check_call, make_module
 from fxcompress.io.replay import Call
 from fxcompress.io.schema import TensorValue
 from fxcompress.passes import MagnitudePruning, NMSparsity, WeightOnlyQuantization
@@ -157,9 +157,9 @@ def test_a_damaged_form_is_refused() -> None:
     parts = {"codes": [[4, 3], torch.int8], "scales": [[4], torch.float32]}
     kind = "fxcompress.edit.store.Encoded"
     made = make_module(kind, {**codec, "parts": parts, "trains": True})
-    check_kept(made, call([4, 3]))
+    check_call(made, call([4, 3]))
     with pytest.raises(fx.LoadError, match="different programs"):
-        check_kept(made, call([3, 4]))
+        check_call(made, call([3, 4]))
     nested = {"codec": kind, "settings": {**codec, "parts": {}, "trains": True}}
     with pytest.raises(fx.LoadError, match="no codec"):
         make_module(kind, {**nested, "parts": {}, "trains": True})
