@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from fxcompress.ambient import sealed
 from fxcompress.analysis.cost import Cost
 from fxcompress.analysis.groups import names_after
 from fxcompress.arguments import checked
+from fxcompress.edit.kept import kept_after
 from fxcompress.edit.masks import masks_after
 from fxcompress.edit.plan import Plan
 from fxcompress.edit.rewrite import rewrite
 from fxcompress.edit.rows import with_parameters
-from fxcompress.edit.widths import Kept
 from fxcompress.errors import PlanError, VerificationError
-from fxcompress.graph.captured import CapturedModule
-from fxcompress.graph.parameters import has_values, names_of
+from fxcompress.graph.parameters import has_values
 from fxcompress.graph.through import read_value
 from fxcompress.program import Pass, Program, with_report
 from fxcompress.recipes import Recipe
@@ -123,20 +119,21 @@ def _passed(program: Program, one: Pass, verify: bool) -> Program:
         )
         checks += (replace(check, where=repr(one)),)
     masks, lost = masks_after(program.masks, plan, done)
+    mixed = program.mixed | done.mixed
     new = replace(
         program,
         module=done.module,
         masks=masks,
-        kept=_under_every_name(
-            done.module, _composed(program.kept, done.kept, program.mixed | done.mixed)
-        ),
-        mixed=program.mixed | done.mixed,
+        kept=kept_after(done.module, program.kept, done.kept, mixed),
+        mixed=mixed,
         names=names_after(coupling, program.groups, plan.widths),
         history=(*program.history, repr(one)),
         parent=program.origin,
     )
     run = PassRun(repr(one), seconds, (*plan.notes, *lost))
-    return with_report(new, _next_report(program, new, plan, run, checks))
+    widths = {group.name: width for group, width in plan.widths.items()}
+    cost = _cost_after(program, new, plan)
+    return with_report(new, _reported(new, cost, run, checks, widths))
 
 
 def _stepped(program: Program, step: Step, ctx: Context, verify: bool) -> Program:
@@ -149,13 +146,9 @@ def _stepped(program: Program, step: Step, ctx: Context, verify: bool) -> Progra
     run = PassRun(repr(step), time.perf_counter() - start, tuple(ctx.notes))
     unproved = Check(NOT_RUN, None, None, ok=True, where=repr(step), compared=_NO_PROOF)
     checks = (*new.report.checks, unproved) if verify else new.report.checks
-    report = resized(new.report, new.cost())
-    return replace(
-        new,
-        history=(*program.history, repr(step)),
-        parent=program.origin,
-        report=replace(report, passes=(*report.passes, run), checks=checks),
-    )
+    report = _reported(new, new.cost(), run, checks, {})
+    new = replace(new, history=(*program.history, repr(step)), parent=program.origin)
+    return with_report(new, report)
 
 
 def _check_zeros(program: Program, step: Step) -> None:
@@ -183,32 +176,6 @@ def _planned(program: Program, one: Pass) -> Plan:
         ) from error
 
 
-def _under_every_name(module: CapturedModule, kept: Kept) -> Kept:
-    """What stayed, by every name that a tensor of the module has, and by no other name."""
-    names = names_of(module)
-    return {
-        other: axes for name, axes in kept.items() if name in names for other in sorted(names[name])
-    }
-
-
-def _composed(before: Kept, now: Kept, mixed: frozenset[str]) -> Kept:
-    """Original indices after a second selection: the second picks among what the first left.
-
-    What a matrix has mixed has no original indices any more.
-    """
-    kept = dict(before)
-    for name, axes in now.items():
-        earlier = before.get(name, (None,) * len(axes))
-        kept[name] = tuple(_then(a, b) for a, b in zip(earlier, axes, strict=True))
-    return {name: axes for name, axes in kept.items() if name not in mixed}
-
-
-def _then(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first[second]
-
-
 def _cost_after(old: Program, new: Program, plan: Plan) -> Cost:
     """The cost of the new program: by its widths where nothing but widths has changed, so that it
     need not be analysed.
@@ -217,12 +184,15 @@ def _cost_after(old: Program, new: Program, plan: Plan) -> Cost:
     return old.cost(plan.widths) if narrowed else new.cost()
 
 
-def _next_report(
-    old: Program, new: Program, plan: Plan, run: PassRun, checks: tuple[Any, ...]
+def _reported(
+    program: Program,
+    cost: Cost,
+    run: PassRun,
+    checks: tuple[Check, ...],
+    widths: Mapping[str, int],
 ) -> Report:
-    report = resized(old.report, _cost_after(old, new, plan))
-    report = with_parameters(report, new.module, new.masks)
-    widths = {group.name: width for group, width in plan.widths.items()}
+    """The report so far with one more row, and with the sizes and zeros that the program has."""
+    report = with_parameters(resized(program.report, cost), program.module, program.masks)
     return replace(
         report,
         groups=tuple(

@@ -231,6 +231,10 @@ VALID: dict[str, Valid] = {
     "loaders.load_model": lambda _: {"spec": "torch.nn:Identity", "inputs": ["2x4"]},
     "loaders.load_task": lambda _: {"spec": _array(), "program": program()},
     "loaders.parse_inputs": lambda _: {"specs": ["2x4"]},
+    "train.Context.note": lambda _: {"text": "a note"},
+    "train.Context.once": lambda _: {"name": "it", "make": lambda: {"a": torch.ones(2)}},
+    "train.Context.read": lambda _: {"name": "it"},
+    "train.Context.write": lambda _: {"name": "it", "tensors": {"a": torch.ones(2)}},
     "train.Recover": lambda _: {},
     "train.Trainer": lambda _: {},
     "train.Trainer.fit": lambda _: {"module": Net(), "task": task()},
@@ -249,6 +253,7 @@ HOLDERS: dict[str, Callable[[], Any]] = {
     "fx.Report": lambda: Report(model="net"),
     "elimination.Vectors": lambda: elimination.Vectors,
     "elimination.Elimination": lambda: elimination.eliminate(_vectors(), 1, 1e-3),
+    "train.Context": lambda: train.Context(print, 0, Path(_folder().name)),
     "train.Trainer": train.Trainer,
 }
 """Objects whose methods are public."""

@@ -6,19 +6,27 @@ surrounds its run, and gives a program back; what it measured goes into the repo
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fxcompress.errors import LoadError
+from fxcompress.arguments import Holds, checked
+from fxcompress.errors import FxCompressError, LoadError
 from fxcompress.files.write import written
 from fxcompress.program import Program
 from fxcompress.recipes import Recipe
+
+_NAME = re.compile(r"[\w-]+")
+FileName = Annotated[
+    str, Holds("of letters, digits, - and _", lambda name: _NAME.fullmatch(name) is not None)
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,26 +46,25 @@ class Context:
     folder: Path | None = None
     notes: list[str] = field(default_factory=list)
 
+    @checked(FxCompressError)
     def note(self, text: str) -> None:
         """Tell something in the report."""
         self.notes.append(text)
 
-    def once(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """What `make` gives; after an interruption what it gave then, to the last bit.
+    @checked(FxCompressError)
+    def once(self, name: FileName, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What `make` gives, on the CPU; after an interruption what it gave then, bit by bit.
 
         Args:
-            name: Of this part of the work, as a file may be called.
+            name: Of this part of the work.
             make: Does the work. It must not depend on anything but the program, the task and what
                 other parts gave.
         """
         known = self.read(name)
-        if known is not None:
-            return known
-        made = make()
-        self.write(name, made)
-        return made
+        return self.write(name, make()) if known is None else known
 
-    def read(self, name: str) -> dict[str, Tensor] | None:
+    @checked(FxCompressError)
+    def read(self, name: FileName) -> dict[str, Tensor] | None:
         """The tensors last written under a name, on the CPU; None if there are none.
 
         Raises:
@@ -73,13 +80,17 @@ class Context:
                 f"{path} is damaged ({error}); remove it to do its part again"
             ) from error
 
-    def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors under a name, whole or not at all; those of before are replaced."""
+    @checked(FxCompressError)
+    def write(self, name: FileName, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Keep tensors under a name, whole or not at all, and give what `read` will give; those of
+        before are replaced.
+        """
+        plain = {key: value.detach().cpu().clone() for key, value in tensors.items()}
         path = self._file(name)
         if path is not None:
-            plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
             with written(path) as draft:
-                save_file({key: value.clone() for key, value in plain.items()}, draft)
+                save_file({key: value.contiguous() for key, value in plain.items()}, draft)
+        return plain
 
     def _file(self, name: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{name}.safetensors"

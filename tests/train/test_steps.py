@@ -244,7 +244,44 @@ def test_a_pass_without_a_recipe_has_no_checkpoint(tmp_path: Path) -> None:
         compiled(checkpoint=tmp_path, passes=[Plain()])
 
 
-# ---- what a step may not do
+# ---- what a step may do, and what not
+
+
+@dataclass(frozen=True, repr=False)
+class Twice(Step):
+    """Decides by itself what passes to run."""
+
+    def run(self, program: Program, ctx: Context) -> Program:
+        for ratio in (0.25, 0.5):
+            program = fx.apply(program, RandomPruning(ratio=ratio, round_to=1))
+        return program
+
+
+def test_passes_inside_a_step_have_rows_and_the_step_is_the_history() -> None:
+    found, _, _ = compiled(passes=[Twice()])
+    inner = ["RandomPruning(ratio=0.25, round_to=1)", "RandomPruning(ratio=0.5, round_to=1)"]
+    assert [run.repr for run in found.report.passes] == [*inner, "Twice()"]
+    assert [check.where for check in found.report.checks] == [*inner, "Twice()"]
+    assert [check.kind for check in found.report.checks] == ["zero-masked"] * 2 + ["not run"]
+    assert found.history == ("Twice()",)
+    assert found.parent == fx.compile(net(), (normal(2, 2, 6, 6).double(),)).origin
+    assert all(g.units.before != g.units.after for g in found.report.groups)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_is_done_once_is_read_the_next_time(folder: bool, tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> dict[str, Tensor]:
+        made.append(1)
+        return {"a": normal(3, 4).T, "b": torch.tensor(0.1, dtype=torch.float64)}
+
+    ctx = Context(print, 0, tmp_path / "run" if folder else None)
+    first, again = ctx.once("it", make), ctx.once("it", make)
+    assert len(made) == (1 if folder else 2)
+    for name, value in first.items():
+        assert torch.equal(value, again[name]), name
+    assert ctx.read("other") is None
 
 
 @dataclass(frozen=True, repr=False)
