@@ -24,6 +24,10 @@ class PlanError(FxCompressError):
     """A plan would break the program; the program was left as it was."""
 
 
+class RecipeError(PlanError):
+    """A text or data that were to say a pass, a step or another recipe say none."""
+
+
 class BudgetError(PlanError):
     """A budget, a ratio or a glob cannot be met; the message says what the floor is."""
 

@@ -115,7 +115,7 @@ class Program:
         """What was done, as data: passes and steps that can be done to another program.
 
         Raises:
-            PlanError: A pass in the history is not known: its module has to be imported, and its
+            RecipeError: A pass in the history is not known: its module has to be imported, and its
                 class has to be a `Recipe`.
         """
         return Pipeline(passes=tuple(Recipe.parse(text) for text in self.history))

@@ -29,7 +29,7 @@ from fxcompress.arguments.conditions import (
     Square,
 )
 from fxcompress.arguments.kinds import Refused, fit
-from fxcompress.arguments.words import shown
+from fxcompress.arguments.words import nearest, shown
 
 FAMILIES = (scalars, containers)
 """Importing a family of kinds fills the table."""
@@ -52,5 +52,6 @@ __all__ = [
     "Square",
     "checked",
     "fit",
+    "nearest",
     "shown",
 ]

@@ -17,7 +17,7 @@ import typer
 from fxcompress import passes, train
 from fxcompress.analysis.quantities import BUILT_IN
 from fxcompress.budget import Budget
-from fxcompress.errors import PlanError
+from fxcompress.errors import RecipeError
 from fxcompress.recipes import Pipeline, Recipe
 
 _CALL = re.compile(r"(?P<name>[\w-]+)\s*(?:\((?P<options>.*)\))?", re.DOTALL)
@@ -125,7 +125,7 @@ def _parsed(text: str) -> Sequence[Any]:
         raise typer.BadParameter(f"there is no pass {text!r}; did you mean {near}?")
     try:
         one = Recipe.parse(text)
-    except PlanError as error:
+    except RecipeError as error:
         raise typer.BadParameter(str(error)) from error
     return one if isinstance(one, Pipeline) else (one,)
 
@@ -134,7 +134,7 @@ def _saved(path: str) -> Sequence[Any]:
     """The recipe in a YAML file, or those in its list."""
     try:
         one = Recipe.from_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, PlanError) as error:
+    except (OSError, UnicodeDecodeError, RecipeError) as error:
         raise typer.BadParameter(f"{path}: {error}") from error
     return one if isinstance(one, Pipeline) else (one,)
 

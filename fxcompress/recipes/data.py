@@ -8,8 +8,8 @@ from functools import singledispatch
 from typing import Any
 
 from fxcompress.arguments import shown
-from fxcompress.errors import PlanError
-from fxcompress.recipes.known import find, is_known
+from fxcompress.errors import PlanError, RecipeError
+from fxcompress.recipes.known import find, is_known, make
 
 
 @singledispatch
@@ -60,18 +60,20 @@ def recipe_of(data: Any) -> Any:
     """The recipe that plain data say.
 
     Raises:
-        PlanError: They say none.
+        RecipeError: They say none.
     """
     if not isinstance(data, Mapping) or len(data) != 1:
-        raise PlanError(
+        raise RecipeError(
             f"the data are {shown(data)}, and no recipe: write the name of a class and its fields, "
             'as in {"MagnitudePruning": {"ratio": 0.5}}'
         )
-    ((name, fields),) = data.items()
-    kind = find(str(name), "the data")
+    ((name, fields),) = ((str(key), value) for key, value in data.items())
+    find(name, "the data")
     if not isinstance(fields, Mapping) or any(not isinstance(each, str) for each in fields):
-        raise PlanError(f"the data of {name} are {shown(fields)}; write its fields by their names")
-    return kind(**{key: _decoded(value) for key, value in fields.items()})
+        raise RecipeError(
+            f"the data of {name} are {shown(fields)}; write its fields by their names"
+        )
+    return make(name, {key: _decoded(value) for key, value in fields.items()}, "the data")
 
 
 def _decoded(data: Any) -> Any:

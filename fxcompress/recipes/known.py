@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 from weakref import WeakValueDictionary
 
-from fxcompress.errors import PlanError
+from fxcompress.arguments import nearest
+from fxcompress.errors import RecipeError
 
 _KNOWN: dict[str, WeakValueDictionary[str, type]] = {}
 """By name, and by where a class is defined: a definition that is run again replaces the first."""
@@ -28,17 +31,33 @@ def find(name: str, where: str) -> type:
     """The class of a name that stands in a text or data.
 
     Raises:
-        PlanError: There is none, with the nearest names, or there are several.
+        RecipeError: There is none, with the nearest names, or there are several.
     """
     found = dict(_KNOWN.get(name, {}))
     if not found:
         names = [each for each in _KNOWN if is_known(each)]
         near = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5)) or "none"
-        raise PlanError(
+        raise RecipeError(
             f"{where}: no pass, step or other recipe is called {name!r}; the nearest are {near}. "
             "One of your own is known when its module is imported"
         )
     if len(found) > 1:
         several = " or ".join(sorted(found))
-        raise PlanError(f"{where}: {name!r} may be {several}; rename one of them")
+        raise RecipeError(f"{where}: {name!r} may be {several}; rename one of them")
     return next(iter(found.values()))
+
+
+def make(name: str, options: Mapping[str, Any], where: str) -> Any:
+    """The recipe of a class's name and options.
+
+    Raises:
+        RecipeError: There is no such class, or it has no such option.
+        PlanError: The class refuses a value.
+    """
+    kind = find(name, where)
+    known = inspect.signature(kind).parameters
+    for option in options:
+        if option not in known:
+            near = nearest(option, known) or f"it has {', '.join(known)}"
+            raise RecipeError(f"{where}: {name} has no argument {option!r}; {near}")
+    return kind(**options)

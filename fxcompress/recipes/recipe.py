@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self, TypeVar
 
 from fxcompress.arguments import Checked, checked, shown
-from fxcompress.errors import PlanError
+from fxcompress.errors import PlanError, RecipeError
 from fxcompress.recipes import known
 from fxcompress.recipes.data import encoded, recipe_of
 from fxcompress.recipes.text import dumped, loaded, parsed
@@ -76,7 +76,8 @@ class Recipe(Checked):
         """The recipe that `to_dict` came from, of this class.
 
         Raises:
-            PlanError: The data are no recipe, a name is unknown, or a class refuses a value.
+            RecipeError: The data are no recipe, or a name is unknown.
+            PlanError: A class refuses a value.
         """
         return cls._own(recipe_of(data), "data")
 
@@ -90,7 +91,7 @@ class Recipe(Checked):
         """The recipe that `to_yaml` came from; a list of recipes is a `Pipeline`.
 
         Raises:
-            PlanError: As `from_dict`, or the text is not YAML.
+            RecipeError: As `from_dict`, or the text is not YAML.
         """
         return cls._own(loaded(text), "text")
 
@@ -102,7 +103,7 @@ class Recipe(Checked):
         Several calls with commas between them are a `Pipeline`.
 
         Raises:
-            PlanError: As `from_dict`, or the text is no such call.
+            RecipeError: As `from_dict`, or the text is no such call.
         """
         return cls._own(parsed(text), "text")
 
@@ -110,7 +111,7 @@ class Recipe(Checked):
     def _own(cls, read: Any, what: str) -> Self:
         found = Pipeline(passes=tuple(read)) if isinstance(read, list | tuple) else read
         if not isinstance(found, cls):
-            raise PlanError(
+            raise RecipeError(
                 f"the {what} is {shown(found)} and not a {cls.__name__}; "
                 "Recipe.parse, from_dict and from_yaml take all of them"
             )

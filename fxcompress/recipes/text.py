@@ -6,9 +6,9 @@ import ast
 from typing import Any
 
 from fxcompress.arguments import shown
-from fxcompress.errors import PlanError
+from fxcompress.errors import RecipeError
 from fxcompress.recipes.data import recipe_of
-from fxcompress.recipes.known import find
+from fxcompress.recipes.known import make
 
 _MANNER = "write options as in 'MagnitudePruning(ratio=0.5, aggregate=\"sum\")'"
 _UNREADABLE = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
@@ -18,12 +18,13 @@ def parsed(text: str) -> Any:
     """What a text says: the call of a recipe, a literal, or a list or tuple of them.
 
     Raises:
-        PlanError: The text says nothing of the kind, or a class refuses a value.
+        RecipeError: The text says nothing of the kind.
+        PlanError: A class refuses a value.
     """
     try:
         return _value(ast.parse(text.strip(), mode="eval").body)
     except _UNREADABLE as error:
-        raise PlanError(f"the text {shown(text)}: {error}; {_MANNER}") from error
+        raise RecipeError(f"the text {shown(text)}: {error}; {_MANNER}") from error
 
 
 def _value(node: ast.expr) -> Any:
@@ -37,8 +38,8 @@ def _value(node: ast.expr) -> Any:
         raise SyntaxError("only a class can be called")  # noqa: TRY004 - an error in a text
     if node.args or any(each.arg is None for each in node.keywords):
         raise SyntaxError("every option needs its name")
-    kind = find(node.func.id, "the text")
-    return kind(**{str(each.arg): _value(each.value) for each in node.keywords})
+    options = {str(each.arg): _value(each.value) for each in node.keywords}
+    return make(node.func.id, options, "the text")
 
 
 def dumped(data: dict[str, Any]) -> str:
@@ -53,7 +54,7 @@ def loaded(text: str) -> Any:
     """The recipe in a YAML text, or those in its list.
 
     Raises:
-        PlanError: It is not YAML, or says no recipe.
+        RecipeError: It is not YAML, or says no recipe.
     """
     import yaml
 
@@ -61,5 +62,5 @@ def loaded(text: str) -> Any:
         data = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise PlanError(f"the text is not YAML: {first}") from error
+        raise RecipeError(f"the text is not YAML: {first}") from error
     return [recipe_of(each) for each in data] if isinstance(data, list) else recipe_of(data)
