@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import fxcompress as fx
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import Axes
-from fxcompress.axes.transforms import unit_rows
 from fxcompress.graph.parameters import find_tensor
+from fxcompress.layers.units import units_on
 from fxcompress.passes import Structured
 from fxcompress.rules import Context
 
@@ -35,7 +35,8 @@ class DistanceToOthers(Structured):
             weight = find_tensor(program.module, site.parameter)
             if site.role == "produce" and weight is not None:
                 axes = program.analysis.axes(site.parameter)
-                rows = unit_rows(weight.detach(), axes, group.factor, group.over)
+                units = units_on(axes, site.dim, group.factor, group.over)
+                rows = units.read(weight.detach()).flatten(2)
                 total += torch.cdist(rows, rows).sum(2)
         return total
 

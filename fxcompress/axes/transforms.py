@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fxcompress.axes.coordinates import along, cell_numbers, coordinates, occurrences
+from fxcompress.axes.coordinates import cell_numbers, coordinates
 from fxcompress.axes.expressions import Axes, Concat, Expr, Factor, Product, leaves
 
 
@@ -184,77 +184,6 @@ def _transform_cells(tensor: Tensor, left: Axes, choice: Choice) -> Tensor:
     return rows.reshape(*lead, rows.shape[1], *tensor.shape[len(left) + 1 :])
 
 
-def unit_rows(
-    tensor: Tensor,
-    axes: Axes,
-    factor: Factor,
-    over: Sequence[Factor] = (),
-    dim: int | None = None,
-) -> Tensor:
-    """All entries of `tensor` that belong to each unit, shape (cells, units, m).
-
-    Where the factor occurs on several axes or in several parts of a concatenation, the entries of
-    all are side by side. The cells may be numbered by factors of the same axis, as in
-    ``(heads head_dim)``, or of another one: of the weights ``(g o) i`` of a grouped convolution, of
-    an activation ``b heads positions head_dim``.
-
-    Args:
-        tensor: Any tensor.
-        axes: Its axes.
-        factor: The units.
-        over: The factors that number the cells.
-        dim: The only axis whose units count; None for all.
-
-    Raises:
-        ValueError: A factor of `over` is on no axis.
-    """
-    pieces = []
-    for place in range(len(axes)) if dim is None else (dim,):
-        dims = _cell_dims(axes, over, place) if factor in leaves(axes[place]) else ()
-        for index in occurrences(axes[place], factor):
-            pieces.append(_gathered(tensor, axes, (factor, index), over, dims))
-    return torch.cat(pieces, 2)
-
-
-def _cell_dims(axes: Axes, over: Sequence[Factor], place: int) -> tuple[int, ...]:
-    """`place` and the other axes that number the cells: each factor on `place` if it can be."""
-    dims = [place]
-    for other in over:
-        holders = [dim for dim, expr in enumerate(axes) if other in leaves(expr)]
-        if not holders:
-            raise ValueError(f"cells are over {other}, which is on none of the axes {axes}")
-        dims.append(place if place in holders else holders[0])
-    return tuple(dict.fromkeys(dims))
-
-
-def _gathered(
-    tensor: Tensor,
-    axes: Axes,
-    units: tuple[Factor, Tensor],
-    over: Sequence[Factor],
-    dims: tuple[int, ...],
-) -> Tensor:
-    """The entries of each unit, sorted by cell and unit; the axes `dims` tell which they are."""
-    factor, index = units
-    shape = [axes[dim].size for dim in dims]
-    unit = _spread(index, 0, shape)
-    at: dict[Factor, Tensor] = {}
-    for number, dim in reversed(list(enumerate(dims))) if over else ():
-        at |= {f: _spread(own, number, shape) for f, own in coordinates(axes[dim]).items()}
-    held = torch.stack([unit, *(at[other] for other in over)]).amin(0) >= 0
-    places = held.nonzero().flatten()
-    cell = cell_numbers(over, {f: at[f][places] for f in over}).expand(len(places))
-    order = torch.argsort(cell * factor.size + unit[places], stable=True)
-    rows = tensor.movedim(dims, tuple(range(len(dims)))).flatten(0, len(dims) - 1)
-    cells = prod(other.size for other in over)
-    return rows[places[order].to(tensor.device)].reshape(cells, factor.size, -1)
-
-
-def _spread(line: Tensor, number: int, shape: Sequence[int]) -> Tensor:
-    """The values along axis `number` at every place of a row-major array of this shape."""
-    return along(line, number, len(shape)).expand(*shape).reshape(-1)
-
-
 __all__ = [
     "Choice",
     "Choices",
@@ -264,5 +193,4 @@ __all__ = [
     "select",
     "size_of",
     "transform",
-    "unit_rows",
 ]

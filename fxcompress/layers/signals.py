@@ -1,17 +1,15 @@
-"""Where a tensor of a graph carries the units of a group."""
+"""The entries of values and weights by the units of a group."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
-import torch
 from torch import Tensor
 
 from fxcompress.arguments import checked
-from fxcompress.axes.expressions import Axes, Expr, Factor, leaves, product
-from fxcompress.axes.transforms import cell_numbers, coordinates
+from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.errors import PlanError
+from fxcompress.layers.units import units_on
 
 
 @checked(PlanError)
@@ -22,16 +20,16 @@ def unit_signals(
     over: Sequence[Factor] = (),
     dim: int | None = None,
 ) -> Tensor:
-    """A tensor's entries by unit, shape (cells, units, places, samples).
+    """A tensor's entries by unit, shape (index sets, units, positions, samples).
 
-    A unit's *places* are those beside it on its own axis: the positions of a flattened map, the
+    A unit's *positions* are those beside it on its own axis: the pixels of a flattened map, the
     dims of a head, the queries that share a key. All other axes are samples.
 
     Args:
         value: Sizes of axes that hold no unit may differ from those of `axes`.
         axes: What the analysis says of it.
         factor: The group's.
-        over: The factors that number the group's cells, on the same axis or on others.
+        over: The factors that number the group's index sets, on the same axis or on others.
         dim: The axis that holds the units; None for the only one that does.
 
     Raises:
@@ -54,37 +52,13 @@ def unit_signals(
             f"value has {value.shape[own]} entries on axis {own}, where {factor.label} lies; the "
             f"analysis says {axes[own].size}"
         )
-    dims = [*_numbering(axes, own, over), own]
-    expr = product(axes[number] for number in dims)
-    rows = value.movedim(dims, tuple(range(len(dims)))).flatten(0, len(dims) - 1)
-    rows = rows.reshape(expr.size, -1)
-    at = coordinates(expr)
-    places = torch.nonzero(at[factor] >= 0).flatten()
-    number = cell_numbers(over, {f: at[f][places] for f in over}).expand(len(places))
-    order = torch.argsort(number * factor.size + at[factor][places], stable=True)
-    picked = rows[places[order].to(value.device)]
-    beside = _beside(axes[own], factor, over)
-    aligned = picked.reshape(prod(f.size for f in over), factor.size, -1, beside, rows.shape[1])
-    return aligned.transpose(2, 3).flatten(3)
-
-
-def _numbering(axes: Axes, own: int, over: Sequence[Factor]) -> list[int]:
-    """The other axes that hold factors of `over`."""
-    missing = set(over) - set(leaves(axes[own]))
-    found = (next(n for n, expr in enumerate(axes) if f in leaves(expr)) for f in missing)
-    return sorted(set(found))
+    return units_on(axes, own, factor, over).read(value)
 
 
 @checked(PlanError)
 def places_of(axes: Axes, factor: Factor, over: Sequence[Factor] = ()) -> int:
-    """How many places each unit has on the axis that holds it."""
-    held = [expr for expr in axes if factor in leaves(expr)]
+    """How many positions each unit has on the axis that holds it."""
+    held = [dim for dim, expr in enumerate(axes) if factor in leaves(expr)]
     if not held:
         raise PlanError(f"factor: {factor.label} lies on none of the axes {axes}")
-    return _beside(held[0], factor, over)
-
-
-def _beside(expr: Expr, factor: Factor, over: Sequence[Factor]) -> int:
-    """How many places each unit of each cell takes on its own axis."""
-    units = factor.size * prod(f.size for f in over if f in leaves(expr))
-    return int((coordinates(expr)[factor] >= 0).sum()) // units
+    return units_on(axes, held[0], factor, over).positions

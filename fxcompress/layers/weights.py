@@ -15,12 +15,12 @@ from torch import Tensor, fx
 
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.axes.expressions import Concat, Expr, Factor, leaves
-from fxcompress.axes.transforms import unit_rows
 from fxcompress.canonicalize.norms import NormedMap, normed_maps
 from fxcompress.graph.metadata import parameter_of
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.layers.maps import Mapped
+from fxcompress.layers.units import Units, units_on
 
 Rows = Literal["raw", "effective"]
 
@@ -170,8 +170,14 @@ def entries(
         name: Its weight, its bias, or a tensor of its norm.
         value: Of that shape, such as a gradient; None for its own. The result: (cells, units, m).
     """
+    tensor = _double(program, name) if value is None else value
+    return units_in(program, group, producer, name).read(tensor).flatten(2)
+
+
+def units_in(program: Mapped, group: ChannelGroup, producer: Producer, name: str) -> Units:
+    """Where a producer's units lie in its weight, in its bias or in a tensor of its norm."""
     dim = producer.site.dim if name == producer.weight else 0
-    return _rows(program, group, name, dim, producer.part, value)
+    return units_on(program.analysis.axes(name), dim, group.factor, group.over, producer.part)
 
 
 def _is_vector(program: Mapped, site: Site) -> bool:
@@ -244,14 +250,9 @@ def _rows(
     """The entries of each unit on one axis of a parameter, of one part of it, or of other values
     with the same axes.
     """
-    axes, tensor = program.analysis.axes(name), _double(program, name) if value is None else value
-    expr = axes[dim]
-    if part is not None and isinstance(expr, Concat):
-        start = sum(before.size for before in expr.parts[:part])
-        expr = expr.parts[part]
-        tensor = tensor.narrow(dim, start, expr.size)
-    own = (*axes[:dim], expr, *axes[dim + 1 :])
-    return unit_rows(tensor, own, group.factor, group.over, dim)
+    tensor = _double(program, name) if value is None else value
+    axes = program.analysis.axes(name)
+    return units_on(axes, dim, group.factor, group.over, part).read(tensor).flatten(2)
 
 
 def _double(program: Mapped, name: str) -> Tensor:

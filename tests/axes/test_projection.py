@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +16,7 @@ from axis_strategies import (
     selections,
     tensors_with_axes,
 )
-from fxcompress.axes.expressions import Concat, Expr, Factor, Product, concat, leaves, product
+from fxcompress.axes.expressions import Concat, Expr, Factor, concat, leaves, product
 from fxcompress.axes.masks import stays
 from fxcompress.axes.space import Space
 from fxcompress.axes.transforms import (
@@ -28,7 +27,6 @@ from fxcompress.axes.transforms import (
     select,
     size_of,
     transform,
-    unit_rows,
 )
 
 
@@ -147,76 +145,3 @@ def test_cells_over_two_factors(data: st.DataObject) -> None:
 
 
 # ---- scores
-
-
-def test_unit_rows_hold_every_entry_of_a_unit() -> None:
-    a, b, c = factors(3, 2, 4)
-    tensor = torch.arange(24.0).reshape(6, 4)
-    rows = unit_rows(tensor, (product((a, b)), c), a)
-    assert rows.shape == (1, 3, 8)
-    assert torch.equal(rows[0], tensor.reshape(3, 8))
-    assert torch.equal(unit_rows(tensor, (product((a, b)), c), c)[0], tensor.T)
-
-
-def test_unit_rows_of_a_repeated_part_lie_side_by_side() -> None:
-    a, b = factors(2, 3)
-    tensor = torch.arange(12.0).reshape(1, 12)
-    rows = unit_rows(tensor, (Product(()), concat((a, product((b, a)), product((a, a))))), a)
-    assert rows.shape == (1, 2, 1 + 3 + 2 + 2)
-    first = [0, 2, 4, 6, 8, 9, 8, 10]
-    assert sorted(rows[0, 0].tolist()) == sorted(first)
-
-
-def test_unit_rows_of_cells() -> None:
-    heads, dims = factors(3, 4)
-    tensor = torch.randn(12, 5)
-    rows = unit_rows(tensor, (product((heads, dims)), Product(())), dims, over=(heads,))
-    assert torch.equal(rows, tensor.reshape(3, 4, 5))
-    both = unit_rows(tensor, (product((heads, dims)), Product(())), dims)
-    assert torch.equal(both[0], tensor.reshape(3, 4, 5).transpose(0, 1).flatten(1))
-
-
-@given(data=st.data())
-def test_transposing_the_tensor_does_not_change_the_rows(data: st.DataObject) -> None:
-    tensor, axes = data.draw(tensors_with_axes())
-    for factor in dict.fromkeys(leaf for expr in axes for leaf in leaves(expr)):
-        norms = unit_rows(tensor, axes, factor).norm(dim=2)
-        flipped = unit_rows(tensor.T, axes[::-1], factor).norm(dim=2)
-        torch.testing.assert_close(norms, flipped)
-
-
-def test_unit_rows_of_cells_that_another_axis_numbers() -> None:
-    """A grouped convolution's inputs, and the heads of an activation."""
-    groups, outs, ins, rest = factors(3, 2, 4, 5)
-    tensor = torch.randn(6, 4, 5)
-    rows = unit_rows(tensor, (product((groups, outs)), ins, rest), ins, over=(groups,))
-    expected = tensor.reshape(3, 2, 4, 5).transpose(1, 2).flatten(2)
-    assert torch.equal(rows, expected)
-    heads, positions, dims = factors(3, 5, 4)
-    value = torch.randn(2, 3, 5, 4)
-    batch = factors(2)[0]
-    rows = unit_rows(value, (batch, heads, positions, dims), dims, over=(heads,))
-    assert torch.equal(rows.sort(-1).values, value.permute(1, 3, 0, 2).flatten(2).sort(-1).values)
-
-
-@given(data=st.data())
-def test_unit_rows_do_not_care_where_the_cells_are_numbered(data: st.DataObject) -> None:
-    """(h e d) on one axis, and the same entries with h, e and d on axes of their own."""
-    h, e, d = factors(2, 3, 4)
-    order = data.draw(st.permutations(range(3)))
-    tensor = torch.randn(2, 3, 4, dtype=torch.float64)
-    spread = tuple((h, e, d)[dim] for dim in order)
-    rows = unit_rows(tensor.permute(order), spread, d, over=(h, e))
-    assert torch.equal(rows, unit_rows(tensor.reshape(24), (product((h, e, d)),), d, over=(h, e)))
-
-
-def test_unit_rows_of_one_axis_only() -> None:
-    (a,) = factors(3)
-    tensor = torch.randn(3, 3)
-    assert torch.equal(unit_rows(tensor, (a, a), a, dim=1)[0], tensor.T)
-
-
-def test_cells_that_no_axis_numbers_are_refused() -> None:
-    heads, dims = factors(3, 4)
-    with pytest.raises(ValueError, match="on none of the axes"):
-        unit_rows(torch.randn(4), (dims,), dims, over=(heads,))

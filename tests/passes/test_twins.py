@@ -9,7 +9,7 @@ import torch
 
 import fxcompress as fx
 from fxcompress.analysis.groups import ChannelGroup
-from fxcompress.axes.transforms import unit_rows
+from fxcompress.layers.units import units_on
 from fxcompress.passes import Folding, ProjectivePruning
 from fxcompress.program import Program
 from models import normal, randomize
@@ -40,8 +40,8 @@ def are_twins(program: Program, group: ChannelGroup) -> bool:
     """Whether everything that writes or scales the units is equal for neighbours."""
     coupling, state = program.analysis.coupling, program.module.state_dict()
     rows = [
-        unit_rows(
-            state[s.parameter], coupling.parameters[s.parameter], group.factor, group.over, s.dim
+        units_on(coupling.parameters[s.parameter], s.dim, group.factor, group.over).read(
+            state[s.parameter]
         )
         for s in group.sites
         if s.role in WRITERS

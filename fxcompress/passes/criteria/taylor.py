@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.arguments import Count
-from fxcompress.axes.transforms import unit_rows
 from fxcompress.graph.captured import aten
 from fxcompress.graph.metadata import parameter_of
 from fxcompress.graph.parameters import read_tensor
+from fxcompress.layers.units import units_on
 from fxcompress.passes.structured.method import Criterion, DeclinedError, Structured
 from fxcompress.passes.structured.scores import (
     Aggregate,
@@ -151,7 +151,7 @@ def _double(program: Program, name: str) -> Tensor:
 
 def _rows(program: Program, group: ChannelGroup, site: Site, value: Tensor) -> Tensor:
     axes = program.analysis.axes(site.parameter)
-    return unit_rows(value, axes, group.factor, group.over, site.dim)
+    return units_on(axes, site.dim, group.factor, group.over).read(value).flatten(2)
 
 
 Taylor = TaylorPruning

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.arguments import Seed
-from fxcompress.axes.transforms import unit_rows
 from fxcompress.edit.plan import Edit, Project, Replace
 from fxcompress.edit.project import tied_axis
 from fxcompress.graph.parameters import read_tensor
-from fxcompress.layers.weights import Producer, Rows, consumers, entries, producers
+from fxcompress.layers.units import Units, units_on
+from fxcompress.layers.weights import Producer, Rows, consumers, producers, units_in
 from fxcompress.passes.folding.clusters import LINKAGES, merge_costs
 from fxcompress.passes.folding.norms import (
     Correlation,
@@ -201,39 +201,31 @@ class _Values:
     def put(self, name: str, value: Tensor) -> None:
         """Set the entries of all units, (cells, units, copies), in a vector."""
         axes = self.program.analysis.axes(name)
-        index = unit_rows(self._places(name), axes, self.group.factor, self.group.over, 0)
-        self._write(name, index, value)
+        self._write(name, units_on(axes, 0, self.group.factor, self.group.over), value)
 
     def scale(self, producer: Producer, gains: Tensor) -> None:
         """Multiply a producer's units, bias included, by (cells, units, copies or 1)."""
         gains = gains.to(producer.rows)
         rows = producer.rows.unflatten(2, (gains.shape[2], -1)) * gains[..., None]
-        self._write(producer.weight, self._index(producer, producer.weight), rows)
+        self._write(producer.weight, self._units(producer, producer.weight), rows)
         if producer.bias is not None:
-            index = self._index(producer, producer.bias)
-            self._write(producer.bias, index, producer.offset * gains)
+            units = self._units(producer, producer.bias)
+            self._write(producer.bias, units, producer.offset * gains)
 
     def replaced(self) -> list[Replace]:
         """What was set."""
         return [Replace(name, value) for name, value in self.tensors.items()]
 
-    def _index(self, producer: Producer, name: str) -> Tensor:
-        return entries(self.program, self.group, producer, name, self._places(name))
-
-    def _places(self, name: str) -> Tensor:
-        """The number of every entry, to learn where those of a unit are."""
-        value = self._value(name)
-        return torch.arange(value.numel(), device=value.device).reshape(value.shape)
+    def _units(self, producer: Producer, name: str) -> Units:
+        return units_in(self.program, self.group, producer, name)
 
     def _value(self, name: str) -> Tensor:
         if name not in self.tensors:
             self.tensors[name] = read_tensor(self.program.module, name).double().clone()
         return self.tensors[name]
 
-    def _write(self, name: str, index: Tensor, value: Tensor) -> None:
-        flat = self._value(name).flatten()  # a copy, or a view of one
-        flat[index.flatten()] = value.flatten().to(flat)
-        self.tensors[name] = flat.reshape(self.tensors[name].shape)
+    def _write(self, name: str, units: Units, value: Tensor) -> None:
+        self.tensors[name] = units.write(self._value(name), value)
 
 
 def _sum_keys(values: _Values, decode: Tensor) -> None:

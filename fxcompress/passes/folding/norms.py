@@ -17,10 +17,10 @@ from torch import Tensor, fx
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import leaves
-from fxcompress.axes.transforms import unit_rows
 from fxcompress.graph.captured import aten
 from fxcompress.graph.metadata import parameter_of
 from fxcompress.graph.parameters import read_tensor
+from fxcompress.layers.units import units_on
 from fxcompress.program import Program
 from fxcompress.stats import Sums, observe, unit_signals
 
@@ -94,7 +94,7 @@ def _unit_norm(program: Program, group: ChannelGroup, node: fx.Node) -> UnitNorm
 def _entries(program: Program, group: ChannelGroup, name: str) -> Tensor:
     value = read_tensor(program.module, name).double()
     axes = program.analysis.axes(name)
-    return unit_rows(value, axes, group.factor, group.over, 0)
+    return units_on(axes, 0, group.factor, group.over).read(value).flatten(2)
 
 
 # ---- merging

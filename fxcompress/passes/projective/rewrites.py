@@ -12,7 +12,7 @@ from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.edit.plan import Edit, Offset, Replace
 from fxcompress.graph.parameters import find_tensor, read_tensor
 from fxcompress.graph.schema import operands_of, packet_of
-from fxcompress.layers.weights import Norm, Producer, entries, producers
+from fxcompress.layers.weights import Norm, Producer, producers, units_in
 from fxcompress.passes.elimination import Elimination
 from fxcompress.passes.structured.readers import readers
 from fxcompress.program import Program
@@ -41,9 +41,8 @@ class Rewrites:
 
     def index(self, producer: Producer, name: str) -> Tensor:
         """Where the entries of each unit lie in a flat parameter, (cells, units, m)."""
-        value = self.value(name)
-        numbered = torch.arange(value.numel(), device=value.device).reshape(value.shape)
-        return entries(self.program, self.group, producer, name, numbered).long()
+        units = units_in(self.program, self.group, producer, name)
+        return units.entries_in(self.value(name)).flatten(2)
 
     def set(self, name: str, index: Tensor, value: Tensor) -> None:
         """Put entries of units in place."""

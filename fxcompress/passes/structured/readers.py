@@ -14,6 +14,7 @@ from fxcompress.axes.expressions import leaves
 from fxcompress.edit.offset import refuses_offset
 from fxcompress.errors import PlanError
 from fxcompress.graph.parameters import names_of, read_tensor
+from fxcompress.layers.units import units_on
 from fxcompress.layers.weights import Consumer, consumers
 from fxcompress.program import Program
 from fxcompress.stats import (
@@ -21,7 +22,6 @@ from fxcompress.stats import (
     Moments,
     Read,
     places_of,
-    unit_signals,
     window_of,
 )
 
@@ -131,8 +131,7 @@ def _reader(
     site = calls[0].site
     value, axes = _value(program, site.parameter), program.analysis.axes(site.parameter)
     held = program.analysis.coupling.axes
-    numbered = torch.arange(value.numel(), device=value.device).reshape(value.shape)
-    index = unit_signals(numbered, axes, group.factor, group.over, site.dim)
+    index = units_on(axes, site.dim, group.factor, group.over).entries_in(value)
     aligned = {places_of(held[call.value], group.factor, group.over) for call in calls} == {
         index.shape[2]
     }

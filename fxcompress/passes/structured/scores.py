@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup, Site
-from fxcompress.axes.transforms import unit_rows
 from fxcompress.budget.normalise import NORMALISERS, Normaliser, lamp, normalised
 from fxcompress.graph.parameters import read_tensor
+from fxcompress.layers.units import units_on
 from fxcompress.program import Program
 
 __all__ = [
@@ -62,7 +62,8 @@ def entries_of(program: Program, group: ChannelGroup, site: Site, places: Tensor
     """The same of any tensor whose first axis is that of the site: a gradient, or sums."""
     expr = program.analysis.axes(site.parameter)[site.dim]
     rows = places.flatten(1) if places.dim() > 1 else places
-    return unit_rows(rows, (expr,), group.factor, group.over).to(torch.float64)
+    units = units_on((expr,), 0, group.factor, group.over)
+    return units.read(rows).flatten(2).to(torch.float64)
 
 
 def comparable(each: Iterable[Tensor], aggregate: Aggregate, normaliser: Normaliser) -> Tensor:

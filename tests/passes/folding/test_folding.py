@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import fxcompress as fx
 from fxcompress.analysis.groups import ChannelGroup
-from fxcompress.axes.transforms import unit_rows
 from fxcompress.budget import Budget
 from fxcompress.edit.plan import Plan, Project
 from fxcompress.edit.rewrite import rewrite
 from fxcompress.errors import PlanError
 from fxcompress.graph.parameters import find_tensor
+from fxcompress.layers.units import units_on
 from fxcompress.passes import Folding
 from fxcompress.passes.folding.method import Merge
 from fxcompress.passes.folding.norms import by_factor, by_matrix, cosines
@@ -51,9 +51,8 @@ def twinned(found: Program, group: ChannelGroup) -> Program:
         old = find_tensor(found.module, site.parameter)
         assert old is not None
         flat = values.get(site.parameter, old.detach()).clone().flatten()
-        places = torch.arange(old.numel()).reshape(old.shape)
         axes = found.analysis.axes(site.parameter)
-        at = unit_rows(places, axes, group.factor, group.over, site.dim)
+        at = units_on(axes, site.dim, group.factor, group.over).entries_in(old)
         pairs = group.units // 2 * 2
         flat[at[:, 1:pairs:2].flatten()] = flat[at[:, 0:pairs:2].flatten()]
         values[site.parameter] = flat.reshape(old.shape)
