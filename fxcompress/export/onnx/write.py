@@ -26,6 +26,7 @@ from fxcompress.export.onnx.exportable import (
     inputs_of,
     run_module,
 )
+from fxcompress.export.onnx.handover import handed_over, keeps_free
 from fxcompress.export.onnx.names import named_outputs
 from fxcompress.export.onnx.reason import essential_reason
 from fxcompress.export.onnx.samples import resized
@@ -114,8 +115,10 @@ def to_onnx(
     inputs = inputs_of(program)
     with _quiet(), inference_module(program) as module:
         outputs = tuple(run_module(module, inputs, inputs.tensors))
-        traced = _traced(module, inputs)
-        converted = _converted(traced, inputs, outputs, opset, optimize)
+        converted = _handed_over(module, inputs, outputs, opset, optimize)
+        if converted is None:
+            traced = _traced(module, inputs)
+            converted = _converted(traced, inputs, outputs, opset, optimize)
     _write(converted, target, metadata_of(program))
     # Weights lie beside the file itself, which is where runtimes that get a link do not look.
     return describe(target if Path(path).is_symlink() else path)
@@ -184,6 +187,19 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return self._run(tensors)
+
+
+def _handed_over(
+    module: nn.Module, inputs: Inputs, outputs: Sequence[str], opset: int, optimize: bool
+) -> torch.onnx.ONNXProgram | None:
+    """Convert the program's own graph. None where only a trace tells enough: where the graph does
+    not, or where a dimension came out fixed, which torch.export refuses in words.
+    """
+    graph = handed_over(module, inputs)
+    if graph is None:
+        return None
+    converted = _converted(graph, inputs, outputs, opset, optimize)
+    return converted if keeps_free(graph, inputs) else None
 
 
 def _traced(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
