@@ -146,9 +146,8 @@ def _stepped(program: Program, step: Step, ctx: Context, verify: bool) -> Progra
     run = PassRun(repr(step), time.perf_counter() - start, tuple(ctx.notes))
     unproved = Check(NOT_RUN, None, None, ok=True, where=repr(step), compared=_NO_PROOF)
     checks = (*new.report.checks, unproved) if verify else new.report.checks
-    report = _reported(new, new.cost(), run, checks, {})
     new = replace(new, history=(*program.history, repr(step)), parent=program.origin)
-    return with_report(new, report)
+    return with_report(new, _reported(new, new.cost(), run, checks, {}))
 
 
 def _check_zeros(program: Program, step: Step) -> None:
