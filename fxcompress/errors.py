@@ -20,6 +20,10 @@ class InputError(FxCompressError):
     """A program was called with inputs that it was not captured for."""
 
 
+class GraphError(FxCompressError):
+    """A stage of this package left a graph that the next one cannot take: a fault in fxcompress."""
+
+
 class PlanError(FxCompressError):
     """A plan would break the program; the program was left as it was."""
 

@@ -21,6 +21,7 @@ from fxcompress.canonicalize.spelling import (
     spell_out_squeezes,
 )
 from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.check import check
 
 __all__ = ["REWRITES", "Rewrite", "canonicalize"]
 
@@ -46,7 +47,7 @@ def canonicalize(module: CapturedModule) -> CapturedModule:
     result = clone_graph(module, compiled=False)
     for rewrite in REWRITES:
         _apply(rewrite, result)
-    result.graph.lint()
+    check(result, "canonical")
     result.recompile()
     return result
 

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from fxcompress.capture.regions import inline_regions
 from fxcompress.errors import CaptureError
 from fxcompress.graph.captured import FIXED_MODE, CapturedModule, aten, mode_of
+from fxcompress.graph.check import check
 from fxcompress.graph.parameters import find_tensor, in_place_of, set_tensor
 from fxcompress.graph.sharing import memory_of, shared
 
@@ -44,6 +45,7 @@ def assemble(program: ExportedProgram, model: nn.Module | None) -> CapturedModul
         if model is not None and mode_of(node):
             node.meta[FIXED_MODE] = True
     _drop_unused_submodules(module)
+    check(module, "captured")
     return module.eval()
 
 

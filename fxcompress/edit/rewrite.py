@@ -15,6 +15,7 @@ from fxcompress.edit.context import Context
 from fxcompress.edit.plan import Plan
 from fxcompress.edit.widths import Kept, change_widths
 from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.check import check
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,6 @@ def rewrite(module: CapturedModule, coupling: Coupling, plan: Plan) -> Rewritten
         edit.apply(context)
     kept, mixed = change_widths(context)
     absorb_neutral_norms(context.module, context.replaced)
-    context.module.graph.lint()
+    check(context.module, "edited")
     context.module.recompile()
     return Rewritten(context.module, kept, mixed)
