@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress as fx
-from fxcompress.analysis.groups import ChannelGroup
-from fxcompress.axes.expressions import Axes
-from fxcompress.graph.parameters import find_tensor
-from fxcompress.layers.units import units_on
-from fxcompress.passes import Structured
-from fxcompress.rules import Context
+from fxcompress.extend import (
+    Axes,
+    ChannelGroup,
+    RuleContext,
+    Structured,
+    axis_rule,
+    members_of,
+    weights_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -30,14 +33,10 @@ class DistanceToOthers(Structured):
 
     def score(self, program: fx.Program, group: ChannelGroup) -> Tensor:
         """Larger is more important; shape (cells, units)."""
-        total = torch.zeros(group.cells, group.units)
-        for site in group.sites:
-            weight = find_tensor(program.module, site.parameter)
-            if site.role == "produce" and weight is not None:
-                axes = program.analysis.axes(site.parameter)
-                units = units_on(axes, site.dim, group.factor, group.over)
-                rows = units.read(weight.detach()).flatten(2)
-                total += torch.cdist(rows, rows).sum(2)
+        total = torch.zeros(group.cells, group.units, dtype=torch.float64)
+        for site in members_of(group, ["produce"]):
+            rows = weights_of(program, group, site)
+            total += torch.cdist(rows, rows).sum(2)
         return total
 
 
@@ -52,8 +51,8 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-@fx.axis_rule("example::halve")
-def _halve(ctx: Context, node: torch.fx.Node) -> Axes:
+@axis_rule("example::halve")
+def _halve(ctx: RuleContext, node: torch.fx.Node) -> Axes:
     """Each element alone: the result has the axes of the operand."""
     return ctx.of(node.args[0])
 
