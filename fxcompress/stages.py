@@ -19,6 +19,7 @@ from fxcompress.edit.plan import Plan
 from fxcompress.edit.rewrite import rewrite
 from fxcompress.edit.rows import with_parameters
 from fxcompress.errors import PlanError, VerificationError
+from fxcompress.graph.lazy import READ_LAZILY, is_lazy
 from fxcompress.graph.parameters import has_values
 from fxcompress.graph.through import read_value
 from fxcompress.program import Pass, Program, with_report
@@ -167,6 +168,11 @@ def _planned(program: Program, one: Pass) -> Plan:
     try:
         return one.plan(program)
     except (NotImplementedError, RuntimeError) as error:
+        if is_lazy(program.module):
+            raise PlanError(
+                f"{one!r} fails ({error}) where the values of parameters {READ_LAZILY}; it needs "
+                "them in memory"
+            ) from error
         if has_values(program.module):
             raise
         raise PlanError(

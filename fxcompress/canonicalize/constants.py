@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph.captured import MODE_FLAGS, CapturedModule, aten
 from fxcompress.graph.emit import emit
-from fxcompress.graph.lazy import Held, attach, value_of
+from fxcompress.graph.lazy import Held, attach, device_of_values, value_of
 from fxcompress.graph.metadata import is_free, is_tensor
 from fxcompress.graph.parameters import set_tensor, tensor_of
 
@@ -39,8 +39,6 @@ _LITERAL = re.compile(r"(.+\.)?lifted_tensor_\d+")
 
 _FOLDED = re.compile(r"_const_\d+")
 """What `fold_constants` calls its buffers."""
-
-_CPU, _META = torch.device("cpu"), torch.device("meta")
 
 Snapshot = tuple[fx.Node, int]
 """A node and how often its memory had been written to when it was read."""
@@ -143,19 +141,14 @@ def _run(module: CapturedModule, node: fx.Node, values: dict[fx.Node, Any]) -> A
         return values[source] if source in values else _stand_in(node, source)
 
     given = fx.node.map_arg((node.args, node.kwargs), known)
-    args, kwargs = fx.node.map_aggregate(given, _with_values)
+    args, kwargs = fx.node.map_aggregate(given, device_of_values)
     return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _with_values(argument: Any) -> Any:
-    """The CPU for the meta device, on which nothing would come of a computation."""
-    return _CPU if isinstance(argument, torch.device) and argument == _META else argument
 
 
 def _stand_in(node: fx.Node, source: fx.Node) -> Tensor:
     """A tensor of the same kind as one whose values are not looked at."""
     like: Tensor = source.meta["val"]
-    device = _with_values(like.device)
+    device = device_of_values(like.device)
     if node.target in _NEW:
         return torch.empty(0, dtype=like.dtype, device=device)
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)

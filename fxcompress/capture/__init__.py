@@ -25,7 +25,12 @@ from fxcompress.capture.functions import own_backwards
 from fxcompress.capture.habits import note_norms
 from fxcompress.capture.inputs import BATCH, Axes, AxisNames, DynamicSpec, Inputs, labelled
 from fxcompress.capture.ones import admit_ones
-from fxcompress.capture.refusals import mismatch, refuse_bad_weights, refuse_uninitialized
+from fxcompress.capture.refusals import (
+    mismatch,
+    refuse_bad_weights,
+    refuse_lazy_values,
+    refuse_uninitialized,
+)
 from fxcompress.capture.tracing import quiet, trace
 from fxcompress.errors import CaptureError, InputError
 from fxcompress.graph.captured import CapturedModule
@@ -142,6 +147,7 @@ def _of_module(
 ) -> Captured:
     _require_tensors(given)
     refuse_uninitialized(model)
+    refuse_lazy_values(model)
     plain = _trainable(model)
     traced = trace(plain, given, dynamic)
     return _of_trace(type(model).__name__, plain, given, *traced, dynamic, names, finish)

@@ -15,6 +15,8 @@ from torch.nn.parameter import is_lazy
 
 from fxcompress.capture.inputs import Inputs, describe, named_tensors
 from fxcompress.errors import CaptureError
+from fxcompress.graph.lazy import READ_LAZILY
+from fxcompress.graph.lazy import is_lazy as has_lazy_values
 
 _LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
 _REASON_LINES = 2
@@ -98,6 +100,12 @@ def refuse_uninitialized(model: nn.Module) -> None:
                 f"{name} has no shape yet, it belongs to a lazy module; "
                 "run the model once before capturing it"
             )
+
+
+def refuse_lazy_values(model: nn.Module) -> None:
+    """Raise if values are read one tensor at a time, which a capture would lose."""
+    if has_lazy_values(model):
+        raise CaptureError(f"the values of the module's parameters {READ_LAZILY}")
 
 
 def mismatch(model: nn.Module, inputs: Inputs) -> str | None:

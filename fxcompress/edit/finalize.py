@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fxcompress.edit.store import unpack
 from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule, clone_graph
-from fxcompress.graph.parameters import Names, find_tensor, names_of, replace_tensor
+from fxcompress.graph.parameters import Names, find_tensor, names_of, read_tensor, replace_tensor
 from fxcompress.graph.through import keeps, module_calls
 
 
@@ -61,7 +61,7 @@ def _fold(
 def _value(module: CapturedModule, call: fx.Node) -> Tensor:
     source = call.args[0]
     assert isinstance(source, fx.Node)
-    old = find_tensor(module, str(source.target))
+    old = read_tensor(module, str(source.target))
     with torch.no_grad():
         value = module.get_submodule(str(call.target))(old)
     # A module may hand the parameter itself back; the result must not share its storage.

@@ -16,6 +16,7 @@ from fxcompress.edit.context import Context
 from fxcompress.edit.proof import Proof
 from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.lazy import device_of_values
 from fxcompress.graph.metadata import TensorMeta
 from fxcompress.graph.parameters import find_tensor, names_of
 from fxcompress.graph.schema import set_argument
@@ -82,7 +83,7 @@ class Offset(Edit):
         """Give the layer a bias, which trains where the weight does."""
         weight, outputs = context.tensor(self.weight), taker.outputs(context)
         name = bias_name(self.weight)
-        value = self.value.detach().to(weight.device, weight.dtype)
+        value = self.value.detach().to(device_of_values(weight.device), weight.dtype)
         context.make(name, nn.Parameter(value, requires_grad=weight.requires_grad), (outputs,))
         nodes = {node.name: node for node in context.module.graph.nodes}
         for one in taker.maps:

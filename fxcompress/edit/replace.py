@@ -12,6 +12,7 @@ from fxcompress.edit.context import Context
 from fxcompress.edit.proof import Proof
 from fxcompress.edit.zeros import Masks, Pattern, Zeros
 from fxcompress.errors import PlanError
+from fxcompress.graph.lazy import device_of_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class Replace(Edit):
     def proof(self, context: Context) -> Proof:
         """The dense graph reads the new value, and the program holds it to the last bit."""
         old = context.tensor(self.parameter)
-        value = self.value.detach().to(old.device, old.dtype)
+        value = self.value.detach().to(device_of_values(old.device), old.dtype)
         values = dict.fromkeys(context.names[self.parameter], value)
         return Proof(
             kind="replaced",

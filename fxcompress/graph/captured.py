@@ -10,12 +10,15 @@ import copy
 import functools
 import weakref
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
-from fxcompress.graph.lazy import carrying, share_lazy_values
+from fxcompress.errors import FxCompressError
+from fxcompress.graph.lazy import READ_LAZILY, carrying, is_lazy, share_lazy_values
 from fxcompress.graph.modes import FIXED_MODE as FIXED_MODE
 from fxcompress.graph.modes import MODE_FLAGS as MODE_FLAGS
 from fxcompress.graph.modes import mode_of as mode_of
@@ -152,9 +155,33 @@ def _guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
     def checked(self: CapturedModule, *args: Any, **kwargs: Any) -> Any:
         if self.interface is not None and (assuming() or not being_traced()):
             self.interface.check(args, kwargs)
+        if _reads_lazily(self, (args, kwargs)):
+            from fxcompress.graph.interpret import run_lazily  # which runs captured modules
+
+            return run_lazily(self, args, kwargs)
         return forward(self, *args, **kwargs)
 
     return checked
+
+
+def _reads_lazily(module: CapturedModule, inputs: object) -> bool:
+    """Whether a call is to read the module's lazy values. On inputs without values it is not: that
+    gives shapes.
+
+    Raises:
+        FxCompressError: The call is traced, which would make constants of the values.
+    """
+    first = next(chain(module.parameters(), module.buffers()), None)
+    if first is None or not first.is_meta or not is_lazy(module):
+        return False
+    leaves = pytree.tree_leaves(inputs)
+    if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves):
+        return False
+    if being_traced():
+        raise FxCompressError(
+            f"the values of the program's parameters {READ_LAZILY}: a trace needs them all"
+        )
+    return True
 
 
 def _device(module: nn.Module) -> torch.device | None:

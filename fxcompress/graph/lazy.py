@@ -11,12 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 Places = Sequence[Tensor | None]
 """For each axis, the indices that stay, in order; None where all do."""
+
+READ_LAZILY = (
+    "are read one tensor at a time; save the program with program.save(path) and take what "
+    "fxcompress.load(path) gives"
+)
+"""What is said of lazy values where all values are needed at once."""
 
 _ATTRIBUTE = "_lazy_value"
 
@@ -68,6 +75,14 @@ def selected(tensor: Tensor, kept: Places) -> Tensor:
     """The entries that stay on each axis, contiguous; of a lazy value they are not read."""
     small, lazy = _cut(tensor.detach(), kept).contiguous(), lazy_value(tensor)
     return small if lazy is None else attach(small, lazy.select(kept))
+
+
+def device_of_values(argument: Any) -> Any:
+    """For the meta device among the arguments of an operator, the one where lazy values are read;
+    anything else as it is.
+    """
+    meta = isinstance(argument, torch.device) and argument.type == "meta"
+    return torch.device("cpu") if meta else argument
 
 
 def carrying(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

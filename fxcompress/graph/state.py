@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.lazy import device_of_values, lazy_value
 from fxcompress.graph.metadata import parameter_of
 from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
 from fxcompress.graph.through import keeps
@@ -155,9 +156,11 @@ def set_generator_states(device: torch.device, states: tuple[Tensor, ...]) -> No
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where the module's first tensor is."""
-    tensors = chain(module.parameters(), module.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+    """Where the module's first tensor is, or its lazy value is read."""
+    for tensor in chain(module.parameters(), module.buffers()):
+        device = tensor.device
+        return device if lazy_value(tensor) is None else device_of_values(device)
+    return torch.device("cpu")
 
 
 def _tensor(module: CapturedModule, node: fx.Node) -> Tensor | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.lazy import value_of
 from fxcompress.graph.metadata import parameter_of, shape_of
 from fxcompress.graph.parameters import find_tensor
 
@@ -48,7 +49,8 @@ def read_value(module: CapturedModule, name: str) -> Tensor | None:
 
     Modules are called in the mode they are in.
     """
-    value, through = find_tensor(module, name), modules_read(module).get(name)
+    tensor, through = find_tensor(module, name), modules_read(module).get(name)
+    value = None if tensor is None else value_of(tensor)
     if through is None:
         return value
     with torch.no_grad():

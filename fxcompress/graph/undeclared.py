@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.lazy import device_of_values, value_of
 from fxcompress.graph.metadata import dtype_of, example_size, is_size, is_tensor, shape_of
 from fxcompress.graph.parameters import tensor_of
 
@@ -143,9 +144,10 @@ def _watch(
     operands = node.all_input_nodes
     if not all(is_tensor(operand) for operand in operands):
         return frozenset(places)
-    device = tensor_of(module, operands[places[0]]).device
+    known = {n: value_of(tensor_of(module, n)) for n in operands if n.op == "get_attr"}
+    device = device_of_values(known[operands[places[0]]].device)
     values = [
-        tensor_of(module, n).detach().clone() if n.op == "get_attr" else _made_up(n).to(device)
+        known[n].clone() if n in known and not known[n].is_meta else _made_up(n).to(device)
         for n in operands
     ]
     before = [value.clone() for value in values]

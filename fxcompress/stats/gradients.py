@@ -13,6 +13,7 @@ from fxcompress.arguments import Count, checked
 from fxcompress.errors import PlanError
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.lazy import READ_LAZILY, is_lazy
 from fxcompress.graph.metadata import parameter_of
 from fxcompress.graph.parameters import find_tensor
 from fxcompress.graph.state import forked
@@ -185,6 +186,8 @@ def _leaves(
     """A leaf for each parameter that shares its memory and requires a gradient; tied ones share
     one, so that each name has the whole gradient.
     """
+    if is_lazy(module):
+        raise PlanError(f"{who} needs gradients, and the values of parameters {READ_LAZILY}")
     read = (parameter_of(node) for node in module.graph.nodes)
     known = {name for name in read if name and isinstance(find_tensor(module, name), nn.Parameter)}
     wanted = sorted(known) if parameters is None else parameters

@@ -9,8 +9,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.interpret import Interpreter, flat_inputs
 from fxcompress.graph.state import copies, isolated
-from fxcompress.verify.masked import flat_inputs
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -39,7 +39,7 @@ def runner(
     return module
 
 
-class _Visitor(fx.Interpreter):
+class _Visitor(Interpreter):
     """Runs a graph, freeing each value after its last use, and shows every one."""
 
     def __init__(self, module: CapturedModule, visit: Callable[[fx.Node, Any], Any]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.interpret import Interpreter
 from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
 from fxcompress.graph.state import isolated, written_tensors
 
@@ -111,7 +112,7 @@ class Stages:
         """
         for name, value in state.written.items():
             replace_tensor(self.module, self.names, name, value)
-        runner = fx.Interpreter(self.module, garbage_collect_values=False)
+        runner = Interpreter(self.module, garbage_collect_values=False)
         runner.env = {self.nodes[self.places[name]]: v for name, v in state.values.items()}
         state.values.clear()
         early = [node for node in self.parameters if self.places[node.name] < start]

@@ -15,6 +15,7 @@ import torch
 
 from fxcompress.arguments import Checked, Count
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.interpret import flat_inputs
 from fxcompress.graph.state import copies, forked
 from fxcompress.program import Program
 from fxcompress.stats.data import require_data, samples_of
@@ -23,7 +24,6 @@ from fxcompress.stats.running import runner
 from fxcompress.stats.stages import Stages, State
 from fxcompress.stats.statistic import Statistic
 from fxcompress.train.batches import call
-from fxcompress.verify.masked import flat_inputs
 
 
 @dataclass(frozen=True, eq=False)

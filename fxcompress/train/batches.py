@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxcompress.arguments import checked
 from fxcompress.errors import FxCompressError
+from fxcompress.graph.state import device_of
 from fxcompress.task import Task
 from fxcompress.train.reading import Alike, moved, read, said, told
 
@@ -47,8 +47,7 @@ def batches_of(module: nn.Module, task: Task) -> Iterator[tuple[Any, Any]]:
     Raises:
         PlanError: Reading the data fails or does not end, or a batch is unlike the first.
     """
-    state = next(module.parameters(), None)
-    device = torch.device("cpu") if state is None else state.device
+    device = device_of(module)
     alike = Alike()
     for number, batch in read(task):
         inputs, labels = _split(moved(batch, device, number))

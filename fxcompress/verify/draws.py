@@ -10,9 +10,9 @@ from torch import fx
 
 from fxcompress.errors import VerificationError
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.interpret import Interpreter, flat_inputs
 from fxcompress.graph.metadata import is_tensor, shape_of
 from fxcompress.graph.state import copies, device_of, forked, generator_states, isolated
-from fxcompress.verify.masked import flat_inputs
 
 
 def refuse_unequal_draws(
@@ -56,7 +56,7 @@ def drawing_nodes(
     return tuple(node for node in module.graph.nodes if node.name in runner.drew)
 
 
-class _Watching(fx.Interpreter):
+class _Watching(Interpreter):
     """Notes the nodes that move a generator."""
 
     def __init__(self, module: CapturedModule) -> None:

@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx._pytree import tree_flatten_spec
-from torch.fx.graph import _PyTreeCodeGen
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.expressions import Axes, leaves
 from fxcompress.axes.masks import clear, kept_shape, put, stays, take
 from fxcompress.axes.transforms import Choices
-from fxcompress.errors import PlanError
 from fxcompress.graph.aliasing import mutated_inputs
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.interpret import Interpreter, flat_inputs
 from fxcompress.graph.state import (
     copies,
     device_of,
@@ -69,39 +67,7 @@ def masked_forward(
         return old.graph.process_outputs(runner.run(*flat, enable_io_processing=False))
 
 
-def flat_inputs(
-    module: CapturedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[Any]:
-    """The values of the graph's placeholders, in order; arguments that the graph has by position
-    may be given by name.
-    """
-    codegen = module.graph._codegen
-    if not isinstance(codegen, _PyTreeCodeGen):
-        return [*args, *kwargs.values()]
-    info, named = codegen.pytree_info, dict(kwargs)
-    places = info.orig_args[len(args) : info.in_spec.child(0).num_children]
-    args = (*args, *(named.pop(name) for name in places if name in named))
-    _check_names(info, len(args), named)
-    flat: list[Any] = tree_flatten_spec((args, named), info.in_spec)
-    return flat
-
-
-def _check_names(info: Any, count: int, named: Mapping[str, Any]) -> None:
-    """Refuse arguments that the graph does not have, and a call without some that it has."""
-    places, keys = (
-        info.orig_args[: info.in_spec.child(0).num_children],
-        info.in_spec.child(1).context,
-    )
-    missing = [*places[count:], *(key for key in keys if key not in named)]
-    unknown = sorted(named.keys() - set(keys))
-    if missing or unknown or count > len(places):
-        raise PlanError(
-            f"the program takes {', '.join(info.orig_args)}, as it was captured; it was called "
-            f"with {count} arguments by position and {', '.join(named) or 'none'} by name"
-        )
-
-
-class _Masked(fx.Interpreter):
+class _Masked(Interpreter):
     """Runs a graph, masking every value on the axes that change."""
 
     def __init__(

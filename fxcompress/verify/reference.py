@@ -14,7 +14,7 @@ from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.transforms import Choices
 from fxcompress.edit.proof import Proof
 from fxcompress.graph.captured import CapturedModule
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import read_tensor
 from fxcompress.graph.precision import doubled
 from fxcompress.verify.constants import additions
 from fxcompress.verify.masked import Addition, masked_forward
@@ -61,9 +61,7 @@ def reference_of(old: CapturedModule, coupling: Coupling, proof: Proof) -> Refer
 
     def value_of(name: str) -> Tensor:
         value = proof.reads.get(name)
-        value = find_tensor(old, name) if value is None else value
-        assert value is not None
-        return value
+        return read_tensor(old, name) if value is None else value
 
     scatter = scatter_of(proof.projects)
     with torch.no_grad():

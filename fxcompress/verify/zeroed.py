@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxcompress.analysis.coupling import Coupling
 from fxcompress.axes.coordinates import along, cell_numbers, coordinates, occurrences
@@ -23,10 +23,10 @@ from fxcompress.axes.masks import clear
 from fxcompress.edit.plan import Project
 from fxcompress.edit.proof import Proof
 from fxcompress.graph.captured import CapturedModule
-from fxcompress.graph.parameters import names_of
+from fxcompress.graph.interpret import Interpreter, flat_inputs
+from fxcompress.graph.parameters import find_tensor, names_of
 from fxcompress.graph.precision import doubled
 from fxcompress.graph.state import copies, forked, isolated, written_tensors
-from fxcompress.verify.masked import flat_inputs
 
 
 def obstacle(coupling: Coupling, proof: Proof) -> str | None:
@@ -96,7 +96,7 @@ def zeroed_reference(old: CapturedModule, coupling: Coupling, proof: Proof) -> Z
     return ZeroedReference(old, coupling, edits, proof.reads)
 
 
-class _Zeroed(fx.Interpreter):
+class _Zeroed(Interpreter):
     """Runs the dense graph, which reads each parameter with its zeros."""
 
     def __init__(self, reference: ZeroedReference) -> None:
@@ -122,7 +122,7 @@ class _Zeroed(fx.Interpreter):
         planned = self.reference.values.get(name, value)
         if name in self.written and planned is not value:
             planned = planned.clone()
-        if not isinstance(value, nn.Parameter):
+        if not isinstance(find_tensor(self.reference.old, name), nn.Parameter):
             return planned
         return self.reference.zeroed(sorted(self.names[name]), planned)
 

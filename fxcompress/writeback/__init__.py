@@ -14,6 +14,7 @@ from torch import nn
 from fxcompress.capture import DynamicSpec
 from fxcompress.errors import WriteBackError
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.lazy import READ_LAZILY, is_lazy
 from fxcompress.graph.metadata import dynamic_dims, is_tensor
 from fxcompress.writeback.attributes import decisions
 from fxcompress.writeback.configs import mend_configs
@@ -49,6 +50,7 @@ def write_back(
         WriteBackError: The class cannot hold the smaller parameters; the message names the
             attribute or line.
     """
+    _refuse_lazy(module)
     _refuse_reparametrized(module)
     _refuse_other_kinds(original)
     given = beside((tuple(args), dict(kwargs)), original)
@@ -64,6 +66,11 @@ def write_back(
     if not outcome.ok:
         raise WriteBackError(explain(result, original, outcome, module, evidence, dynamic, given))
     return mend_configs(result, original, gate, dynamic)
+
+
+def _refuse_lazy(module: CapturedModule) -> None:
+    if is_lazy(module):
+        raise WriteBackError(f"the values of the program's parameters {READ_LAZILY}")
 
 
 def _refuse_reparametrized(module: CapturedModule) -> None:

@@ -16,10 +16,10 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.interpret import flat_inputs
 from fxcompress.graph.metadata import is_tensor, shape_of
 from fxcompress.graph.parameters import find_tensor
 from fxcompress.graph.schema import arguments
-from fxcompress.verify.masked import flat_inputs
 from fxcompress.writeback.evidence import integers
 
 _ATTENTION = "scaled_dot_product_attention"

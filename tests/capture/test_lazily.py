@@ -23,9 +23,12 @@ from fxcompress.passes import (
     FPGMPruning,
     GroupNormPruning,
     LAMPPruning,
+    LeastSquaresPruning,
     MagnitudePruning,
     ProjectivePruning,
     RandomPruning,
+    TaylorPruning,
+    WandaPruning,
 )
 from models import MODELS, build
 
@@ -79,6 +82,7 @@ def test_compressed_lazily_is_compressed_in_memory(name: str, tmp_path: Path) ->
     expected = fx.compile(model, args, kwargs, passes=[HALF])
     found = fx.compile(model, args, kwargs, passes=[HALF], weights=weights)
     assert all(tensor.is_meta for tensor in found.module.parameters())
+    assert found.report.checks == expected.report.checks
     _assert_same(reloaded(found, tmp_path / "a.fxc"), reloaded(expected, tmp_path / "b.fxc"))
 
 
@@ -115,9 +119,62 @@ def test_every_pass_that_looks_at_values_alone(
 ) -> None:
     model, args, kwargs = build(name)
     weights = stored(model, tmp_path / "weights")
-    expected = fx.compile(model, args, kwargs, passes=[HALF, one], verify=False)
+    expected = fx.compile(model, args, kwargs, passes=[HALF, one])
     found = fx.compile(model, args, kwargs, passes=[HALF, one], weights=weights)
+    assert found.report.checks == expected.report.checks
     _assert_same(reloaded(found, tmp_path / "a.fxc"), reloaded(expected, tmp_path / "b.fxc"))
+
+
+@pytest.mark.parametrize("one", [WandaPruning(ratio=0.5), LeastSquaresPruning(ratio=0.5)])
+def test_passes_that_run_the_model_read_it_as_they_go(one: fx.program.Pass, tmp_path: Path) -> None:
+    model, args, kwargs = build("mlp")
+    weights = stored(model, tmp_path / "weights")
+    expected = fx.compile(model, args, kwargs, passes=[one], task=[args])
+    found = fx.compile(model, args, kwargs, passes=[one], task=[args], weights=weights)
+    _assert_same(reloaded(found, tmp_path / "a.fxc"), reloaded(expected, tmp_path / "b.fxc"))
+
+
+def test_a_pass_that_needs_gradients_says_to_load_the_model(tmp_path: Path) -> None:
+    model, args, kwargs = build("mlp")
+    task = fx.Task(data=[(args, torch.zeros(2))], loss=lambda out, _: out.sum())
+    weights = stored(model, tmp_path / "weights")
+    one = TaylorPruning(ratio=0.5)
+    with pytest.raises(fx.PlanError, match=r"gradients.*fxcompress\.load"):
+        fx.compile(model, args, kwargs, passes=[one], task=task, weights=weights)
+
+
+def test_a_program_with_lazy_values_is_called_like_any_other(tmp_path: Path) -> None:
+    model, args, kwargs = build("rotary_grouped_attention")
+    program = fx.compile(model, args, kwargs, weights=stored(model, tmp_path / "weights"))
+    expected = model(*args, **kwargs)
+    assert torch.allclose(program(*args, **kwargs), expected, rtol=1e-12, atol=1e-12)
+    inputs = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), args)
+    assert program(*inputs, **kwargs).is_meta
+    assert program.finalize()(*args).equal(program(*args))
+
+
+def test_a_graph_that_writes_to_its_buffers_starts_from_the_stored_state(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    weights = stored(model, tmp_path / "weights")
+    program = fx.compile(model, (torch.randn(4, 3),), weights=weights)
+    before = program(torch.ones(4, 3))
+    program.module.train()
+    trained = program(torch.randn(4, 3))
+    assert trained.isfinite().all()
+    program.module.eval()
+    assert program(torch.ones(4, 3)).equal(before)
+
+
+def test_export_and_write_back_say_to_save_and_load(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    weights = stored(model, tmp_path / "weights")
+    program = fx.compile(model, (torch.ones(2, 3),), weights=weights)
+    with pytest.raises(fx.ExportError, match=r"fxcompress\.load"):
+        fx.export.to_onnx(program, tmp_path / "a.onnx")
+    with pytest.raises(fx.WriteBackError, match=r"fxcompress\.load"):
+        program.write_back(model)
+    with pytest.raises(fx.CaptureError, match=r"fxcompress\.load"):
+        fx.compile(program.module, (torch.ones(2, 3),))
 
 
 def test_no_pass_at_all_writes_the_weights_as_they_are(tmp_path: Path) -> None:

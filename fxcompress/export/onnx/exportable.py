@@ -22,6 +22,7 @@ from fxcompress.arguments import Checked
 from fxcompress.capture.tracing import evaluating
 from fxcompress.errors import ExportError
 from fxcompress.export.onnx.names import input_names, named_outputs, unique_names
+from fxcompress.graph.lazy import READ_LAZILY, is_lazy
 from fxcompress.graph.state import forked, preserved
 
 
@@ -170,6 +171,10 @@ def _on_cpu(module: nn.Module) -> nn.Module:
     """The module itself if it is on the CPU, a copy there if not."""
     state = itertools.chain(module.parameters(), module.buffers())
     devices = {tensor.device.type for tensor in state}
+    if is_lazy(module):
+        raise ExportError(
+            f"the values of the module's parameters {READ_LAZILY}, and an export needs them all"
+        )
     if "meta" in devices:
         raise ExportError("the module has parameters on the meta device; load its weights first")
     return module if devices <= {"cpu"} else copy.deepcopy(module).cpu()
