@@ -19,7 +19,6 @@ from torch.utils import _pytree as pytree
 
 import fxcompress as fx
 from fxcompress.capture import capture
-from fxcompress.edit.plan import Project
 from fxcompress.edit.rewrite import Kept, rewrite
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.metadata import dtype_of, is_tensor
@@ -90,7 +89,7 @@ def _all_groups(case: Case, program: Program, given: Any) -> Figures:
     }
     free = all(0 in axes for axes in program.dynamic)
     two = first_two(case.drawn(3)) if free else given
-    choices = {edit.group.factor: edit.encoder for edit in plan.edits if isinstance(edit, Project)}
+    choices = {one.group.factor: one.encoder for one in plan.projects}
     with torch.no_grad():
         found = small(*copied(two[0]), **copied(two[1]))
         expected = masked_forward(program.module, small, coupling, choices, *two)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar
 
+from torch import Tensor
+
 from fxcompress.arguments import Checked
 from fxcompress.edit.context import Context
 from fxcompress.edit.proof import Proof
@@ -47,6 +49,11 @@ class Edit(Checked):
     def owns(self) -> str | None:
         """The parameter or buffer whose value it alone gives; None where it gives none."""
         return None
+
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """The new values that parameters get, by name; nothing where values stay."""
+        return {}
 
     @property
     def projects(self) -> tuple[Project, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,10 @@ class Replace(Edit):
     @property
     def owns(self) -> str:
         return self.parameter
+
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        return {self.parameter: self.value}
 
     @property
     def masks(self) -> Masks:

@@ -96,6 +96,39 @@ def test_units_that_stay_may_stand_in_for_those_that_go() -> None:
     torch.testing.assert_close(cut(*args), net(*args), rtol=1e-10, atol=1e-10)
 
 
+class Joined(nn.Module):
+    """Two layers side by side, read by one without a bias, whose outputs shrink too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(5, 4), nn.Linear(5, 6)
+        self.mid, self.head = nn.Linear(10, 7, bias=False), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = torch.cat([self.left(x), self.right(x)], 1)
+        out: Tensor = self.head(self.mid(joined).relu())
+        return out
+
+
+def test_a_shift_of_one_part_of_what_a_layer_reads_is_that_parts_alone() -> None:
+    """The constant goes into a new bias, which is cut with the outputs of its layer."""
+    torch.manual_seed(0)
+    net, x = Joined().double(), torch.randn(3, 5, dtype=torch.float64)
+    shift, kept = torch.randn(4, dtype=torch.float64), torch.arange(0, 7, 2)
+    edits = Just(
+        lambda p: [
+            fx.Project(p.group("left"), torch.arange(4), shift=shift),
+            fx.Project(p.group("mid"), kept),
+        ]
+    )
+    moved = fx.apply(fx.compile(net, (x,)), edits)
+    joined = torch.cat([net.left(x) + shift, net.right(x)], 1)
+    hidden = net.mid(joined)[:, kept].relu()
+    expected = hidden @ net.head.weight[:, kept].T + net.head.bias
+    torch.testing.assert_close(moved(x), expected, rtol=1e-10, atol=1e-10)
+    assert moved.module.get_parameter("mid.bias").requires_grad
+
+
 def test_replace_puts_values_and_shares_the_rest() -> None:
     dense = program("mlp")
     value = torch.zeros_like(dense.module.get_parameter("first.weight"))

@@ -137,6 +137,8 @@ def _options(threads: int, optimize: bool) -> Callable[[], Any]:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Stored weights are multiplied in float32; by default activations are rounded to 8 bits.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         return options
 
     return make

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fxcompress.edit.plan import Edit, Offset, Replace
+from fxcompress.edit.plan import Edit, Replace
 from fxcompress.passes.structured.readers import Reader
 from fxcompress.stats import Grams, aligned
 
@@ -35,12 +35,12 @@ class Changed:
     def without(self, one: Reader, left: Tensor, value: Tensor, offsets: list[Edit]) -> None:
         """Remember the layer as it will be: units that went are units that nothing reads."""
         self.gone[one.index[~left]] = True
-        old = next((e.value for e in self.edits if isinstance(e, Replace)), None)
+        old = next((edit.values[one.weight] for edit in self.edits if edit.values), None)
         if old is not None:  # of inputs that this group does not hold
             kept = old.flatten().clone()
             kept[one.index] = value.flatten()[one.index]
             value = kept.reshape(value.shape)
-        shifts = [edit for edit in self.edits if isinstance(edit, Offset)]
+        shifts = [edit for edit in self.edits if not edit.values]
         self.edits = [Replace(one.weight, value), *shifts, *offsets]
 
 

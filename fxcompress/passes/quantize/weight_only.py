@@ -28,6 +28,10 @@ class WeightOnlyQuantization(WeightGlobs):
     Zeros stay zeros, so a sparse weight stays sparse. Passes that remove units come first: what is
     kept in another form keeps its size until `Program.finalize` makes it a plain parameter again.
 
+    In ONNX the codes are INT8 initializers that DequantizeLinear reads. onnxruntime may fuse that
+    with the product and then rounds activations to 8 bits as well, unless its session option
+    ``session.qdq_matmulnbits_accuracy_level`` is 1, which `fxcompress.export.check` sets.
+
     Attributes:
         include: Globs on parameter names; empty for all weights.
         exclude: Globs on parameter names.

@@ -23,7 +23,7 @@ from fxcompress.budget import (
     normalised,
     scope_of,
 )
-from fxcompress.edit.plan import Edit, Plan, Replace
+from fxcompress.edit.plan import Edit, Plan
 from fxcompress.errors import PlanError
 from fxcompress.graph.parameters import find_tensor, read_tensor
 from fxcompress.passes.structured.parts import Criterion, DeclinedError, Part, Reconstruction
@@ -143,17 +143,17 @@ class _Edits:
 
     program: Program
     reconstruction: Reconstruction
-    values: dict[str, Replace] = field(default_factory=dict)
+    values: dict[str, Edit] = field(default_factory=dict)
     projects: list[Edit] = field(default_factory=list)
 
     def add(self, group: ChannelGroup, kept: Tensor) -> None:
         """Reconstruct one more group."""
         edits = self.reconstruction.edits(self.program, group, kept)
-        values = {edit.parameter: edit for edit in edits if isinstance(edit, Replace)}
-        self.projects += [edit for edit in edits if not isinstance(edit, Replace)]
-        self.values |= values
+        values = {name: value for edit in edits for name, value in edit.values.items()}
+        self.values |= {name: edit for edit in edits for name in edit.values}
+        self.projects += [edit for edit in edits if not edit.values]
         if values:
-            plain = {n: e.value.to(_dtype(self.program, n)) for n, e in values.items()}
+            plain = {n: value.to(_dtype(self.program, n)) for n, value in values.items()}
             self.program = self.program.with_values(plain)
 
     @property

@@ -196,6 +196,28 @@ def test_onnx_has_int8_weights_and_onnxruntime_agrees(tmp_path: Path) -> None:
     assert fx.export.check(tmp_path / "small.onnx", new).ok
 
 
+class Stacked(nn.Module):
+    """Weights of (inputs, outputs) on stacked vectors, which onnxruntime fuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, 96) / 8)
+        self.head = nn.Linear(96, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head((x @ self.weight).relu())
+        return out
+
+
+def test_products_that_onnxruntime_fuses_are_checked_in_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    new = fx.compile(Stacked().eval(), (torch.randn(2, 5, 64),), passes=[QUANTIZE])
+    kept: Any = new.module.get_submodule("weight")
+    assert kept.codec.axis == 1
+    fx.export.to_onnx(new, tmp_path / "stacked.onnx")
+    assert fx.export.check(tmp_path / "stacked.onnx", new).ok
+
+
 def test_a_later_pass_may_not_shrink_what_is_stored() -> None:
     new = stored()
     assert "finalize" in str(new.group("mid").frozen)
