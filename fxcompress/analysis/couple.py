@@ -21,7 +21,7 @@ from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.lazy import value_of
 from fxcompress.graph.metadata import is_tensor, parameter_of, shape_of
-from fxcompress.graph.parameters import find_tensor, names_of
+from fxcompress.graph.parameters import names_of, tensor_called
 from fxcompress.graph.through import keeps
 from fxcompress.probe import Prober
 from fxcompress.rules import Context, rule_for
@@ -130,8 +130,7 @@ def _can_be_zeroed(ctx: Context, name: str) -> bool:
     zero. A buffer or another constant is a number in the model's function, and one without a value
     (on the meta device) may be any.
     """
-    tensor = find_tensor(ctx.module, name)
-    assert tensor is not None
+    tensor = tensor_called(ctx.module, name)
     if isinstance(tensor, nn.Parameter):
         return True
     if not is_constant(name):

@@ -16,7 +16,13 @@ from torch._ops import OpOverload
 
 from fxcompress.graph.captured import CapturedModule, mode_of
 from fxcompress.graph.metadata import TensorMeta, parameter_of, shape_of
-from fxcompress.graph.parameters import find_tensor, in_place_of, read_tensor, set_tensor
+from fxcompress.graph.parameters import (
+    find_tensor,
+    in_place_of,
+    read_tensor,
+    set_tensor,
+    tensor_called,
+)
 
 CONVOLUTIONS = tuple(f"aten::conv{n}d" for n in (1, 2, 3))
 TRANSPOSED = tuple(f"aten::conv_transpose{n}d" for n in (1, 2, 3))
@@ -165,12 +171,10 @@ def _is_one(scale: Tensor, like: Tensor | None) -> bool:
 
 
 def _shift(module: CapturedModule, pair: NormedMap, shift: Tensor) -> None:
-    weight = find_tensor(module, pair.weight)
-    assert weight is not None
+    weight = tensor_called(module, pair.weight)
     if pair.bias is not None:
         old = _double(module, pair.bias)
-        before = find_tensor(module, pair.bias)
-        assert before is not None
+        before = tensor_called(module, pair.bias)
         set_tensor(module, pair.bias, in_place_of(before, (old + shift).to(weight.dtype)))
         return
     name = f"{pair.weight.rpartition('.')[0]}.bias".lstrip(".")

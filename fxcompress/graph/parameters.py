@@ -61,8 +61,7 @@ def replace_tensor(module: nn.Module, names: Names, name: str, value: Tensor) ->
     A parameter stays one, as `in_place_of` says; a buffer stays persistent or not. In the place of
     a lazy value a new one is held in memory.
     """
-    old = find_tensor(module, name)
-    assert old is not None
+    old = tensor_called(module, name)
     home = old.device if lazy_value(old) is None else value.device
     new = in_place_of(old, value.to(home, old.dtype))
     for other in names[name]:
@@ -135,12 +134,21 @@ def read_tensor(module: nn.Module, name: str) -> Tensor:
     Raises:
         FxCompressError: The module has none of this name.
     """
+    return value_of(tensor_called(module, name))
+
+
+def tensor_called(module: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of this name, itself.
+
+    Raises:
+        FxCompressError: The module has none of this name.
+    """
     value = find_tensor(module, name)
     if value is None:
         raise FxCompressError(
             f"there is no parameter or buffer {name!r}; module.state_dict() has their names"
         )
-    return value_of(value)
+    return value
 
 
 def find_tensor(module: nn.Module, name: str) -> Tensor | None:

@@ -22,7 +22,7 @@ from fxcompress.graph.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.lazy import device_of_values, lazy_value
 from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
+from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor, tensor_called
 from fxcompress.graph.through import keeps
 from fxcompress.graph.undeclared import written_unseen
 
@@ -200,8 +200,7 @@ def _copied(clone: CapturedModule, names: frozenset[str]) -> list[tuple[Tensor, 
         if old is not None and name not in done:
             done |= every[name]
             replace_tensor(clone, every, name, old.detach().clone())
-            new = find_tensor(clone, name)
-            assert new is not None
+            new = tensor_called(clone, name)
             kept.append((new, old))
     return kept
 

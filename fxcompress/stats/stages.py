@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.interpret import Interpreter
-from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
+from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor, tensor_called
 from fxcompress.graph.state import isolated, written_tensors
 
 See = Callable[[str, Any], None]
@@ -144,8 +144,7 @@ class Stages:
                 env.pop(each, None)
 
     def _tensor(self, name: str) -> Tensor:
-        value = find_tensor(self.module, name)
-        assert value is not None
+        value = tensor_called(self.module, name)
         return value.detach()
 
 

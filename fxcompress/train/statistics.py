@@ -13,7 +13,7 @@ from fxcompress.arguments import Count, checked
 from fxcompress.errors import FxCompressError
 from fxcompress.graph.captured import CapturedModule, aten, clone_graph
 from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor
+from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor, tensor_called
 from fxcompress.graph.state import forked, written_tensors
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call, size_of
@@ -92,8 +92,7 @@ def _with_own(module: CapturedModule, statistics: tuple[str, ...]) -> CapturedMo
     own = clone_graph(module).eval()
     names = names_of(own)
     for name in {*statistics, *written_tensors(own)}:
-        value = find_tensor(module, name)
-        assert value is not None
+        value = tensor_called(module, name)
         replace_tensor(own, names, name, value.clone())
     return own
 

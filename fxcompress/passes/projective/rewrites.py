@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import Axes, Factor, leaves
 from fxcompress.edit.plan import Edit, Offset, Replace
-from fxcompress.graph.parameters import find_tensor, read_tensor
+from fxcompress.graph.parameters import read_tensor, tensor_called
 from fxcompress.graph.schema import operands_of, packet_of
 from fxcompress.layers.weights import Norm, Producer, producers, units_in
 from fxcompress.passes.elimination import Elimination
@@ -60,8 +60,7 @@ class Rewrites:
         """The changes, in the parameters' own types."""
         found: list[Edit] = []
         for name, value in self.values.items():
-            old = find_tensor(self.program.module, name)
-            assert old is not None
+            old = tensor_called(self.program.module, name)
             found.append(Replace(name, value.to(old.dtype)))
         return (*found, *self.offsets)
 

@@ -13,7 +13,7 @@ from fxcompress.budget import Recipe
 from fxcompress.edit.plan import Plan, Replace
 from fxcompress.errors import PlanError
 from fxcompress.graph.metadata import parameter_of
-from fxcompress.graph.parameters import find_tensor
+from fxcompress.graph.parameters import find_tensor, tensor_called
 from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.program import Program
 from fxcompress.stats import require_data
@@ -57,8 +57,7 @@ class TuneNorms(Recipe):
             )
         module.requires_grad_(False)
         for name in names:
-            value = find_tensor(module, name)
-            assert value is not None
+            value = tensor_called(module, name)
             value.requires_grad_(True)
         losses = self._trainer(program).fit(module, task)
         found = {name: find_tensor(module, name) for name in names}

@@ -25,7 +25,7 @@ from fxcompress.budget import (
 )
 from fxcompress.edit.plan import Edit, Plan
 from fxcompress.errors import PlanError
-from fxcompress.graph.parameters import find_tensor, read_tensor
+from fxcompress.graph.parameters import read_tensor, tensor_called
 from fxcompress.passes.structured.parts import Criterion, DeclinedError, Part, Reconstruction
 from fxcompress.program import Program
 
@@ -179,8 +179,7 @@ def _notes(parts: Iterable[Part]) -> list[str]:
 
 
 def _dtype(program: Program, name: str) -> torch.dtype:
-    value = find_tensor(program.module, name)
-    assert value is not None
+    value = tensor_called(program.module, name)
     return value.dtype
 
 
