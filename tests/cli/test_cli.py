@@ -1,8 +1,8 @@
+"""Every command does what it says, on a net of one's own."""
+
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner, Result
 
 import fxcompress
-from fxcompress.cli import app
-from fxcompress.cli.recipes import known_passes
+from commands import run
 from fxcompress.demo.network import ResidualNet
 
 FACTORY = """
@@ -29,36 +27,11 @@ def model():
     return bare(), (torch.linspace(-1, 1, 128).view(2, 1, 8, 8),)
 """
 
-DEEP = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
-        block = lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
-        self.blocks = nn.ModuleList(block() for _ in range(3))
-
-    def forward(self, x):
-        x = self.stem(x)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x)
-
-def model():
-    return Net(), (torch.ones(2, 4),)
-"""
-
 
 @pytest.fixture
 def net(tmp_path: Path) -> str:
     (tmp_path / "nets.py").write_text(FACTORY)
     return f"{tmp_path / 'nets.py'}:model"
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def data(*words: object, code: int = 0) -> Any:
@@ -293,30 +266,6 @@ def test_wrong_usage_is_exit_code_2(net: str, words: list[str], message: str) ->
     assert result.exit_code == 2
     # The message stands in a box, broken into lines.
     assert message in " ".join(result.stderr.replace("│", " ").split())
-
-
-def test_every_pass_that_needs_no_code_has_a_name() -> None:
-    names = set(known_passes())
-    assert {"magnitude", "random", "fold-batch-norm", "nm-sparsity"} <= names
-    assert not names & {"structured-pass", "selection"}
-
-
-def test_it_runs_as_a_module_and_tells_its_version() -> None:
-    command = [sys.executable, "-m", "fxcompress", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == fxcompress.__version__
-
-
-def test_blocks_that_are_alike_share_a_line(tmp_path: Path) -> None:
-    (tmp_path / "deep.py").write_text(DEEP)
-    spec = f"{tmp_path / 'deep.py'}:model"
-    short, long = run("inspect", spec).stdout, run("inspect", spec, "--all").stdout
-
-    assert "blocks.*.0" in short
-    assert "blocks.1.0" not in short
-    assert all(f"blocks.{number}.0" in long for number in range(3))
-    said = run("explain", spec, "stem.weight").stdout
-    assert "blocks.*.2 (3)" in said
 
 
 def test_a_group_to_draw_needs_a_file(net: str) -> None:

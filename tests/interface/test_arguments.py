@@ -19,7 +19,8 @@ import fxcompress as fx
 from bad_values import BAD
 from fxcompress.arguments import Checked
 from fxcompress.arguments.calls import kinds
-from public_surface import Entry, program, surface
+from public_program import program
+from public_surface import Entry, surface
 
 NEVER = {"True", "numpy flag", "nan", "inf", "class", "module class", "object", "complex", "bytes"}
 """Values that nothing takes but what takes anything, and flags."""

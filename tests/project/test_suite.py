@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 import random
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -90,3 +91,12 @@ def test_shared_fixtures_are_seeded(
     shared_values: tuple[float, float, float], request: pytest.FixtureRequest
 ) -> None:
     assert shared_values == _drawn() == pytest.approx((0.8444218515, 0.5488135039, 0.4962565899))
+
+
+def test_a_file_is_about_one_subject(repository: Path) -> None:
+    """Of more than 300 lines it is about several."""
+    folders = ("fxcompress", "tests", "examples", "benchmarks")
+    files = [file for folder in folders for file in (repository / folder).rglob("*.py")]
+    lines = {str(file): len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+    assert len(lines) > 100
+    assert {name: count for name, count in lines.items() if count > 300} == {}

@@ -25,7 +25,7 @@ from fxcompress.passes import (
     WandaPruning,
 )
 from fxcompress.train import Trainer, evaluate, reading, recalibrate
-from public_surface import images, program
+from public_program import images, program
 
 loss_of = nn.functional.cross_entropy
 GOOD = images(), torch.tensor([0, 2])
