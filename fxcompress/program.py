@@ -220,6 +220,9 @@ class Program:
     def write_back(self, model: Model) -> Model:
         """A new instance of the user's class with the smaller parameters and mended attributes.
 
+        The class holds plain parameters: what is read through a module is folded into them, and
+        what is kept in another form is decoded, so that it takes as many bytes as before.
+
         Args:
             model: The model that was compiled, dense. It is not changed.
 

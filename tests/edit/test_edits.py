@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,3 +95,25 @@ def test_its_own_refusal_comes_before_anything_is_edited() -> None:
         fx.apply(program("mlp"), Just(lambda _: [Scale("second.weight", 0.0)]))
     with pytest.raises(fx.PlanError, match="edited twice"):
         fx.apply(program("mlp"), Just(lambda _: [Scale("second.weight", 2.0)] * 2))
+
+
+KINDS = {kind.__name__ for kind in Edit.__subclasses__()} - {"Scale"}
+
+
+def _asks(node: ast.AST) -> bool:
+    """Whether a piece of code compares something with a kind of edit."""
+    named = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+    named |= {one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute)}
+    function = node.func if isinstance(node, ast.Call) else None
+    asks = isinstance(function, ast.Name) and function.id in ("isinstance", "issubclass")
+    return (asks or isinstance(node, ast.MatchClass)) and not KINDS.isdisjoint(named)
+
+
+def test_nothing_outside_the_room_of_edits_asks_what_kind_one_is() -> None:
+    assert {"Project", "Replace", "Store", "Offset", "Reparametrize"} <= KINDS
+    assert any(map(_asks, ast.walk(ast.parse("isinstance(edit, (Offset, Replace))"))))
+    root = Path(fx.__file__).parent
+    files = [f for f in root.rglob("*.py") if root / "edit" not in f.parents]
+    asking = [f.name for f in files if any(map(_asks, ast.walk(ast.parse(f.read_text()))))]
+    assert len(files) > 200
+    assert asking == []
