@@ -43,7 +43,7 @@ class Stages:
 
     Attributes:
         nodes: Those needed for the values that are asked for, and those that write to memory.
-        places: Their numbers, by name.
+        numbers: Their numbers, by name.
         last: By name the number of the last node that needs a value.
     """
 
@@ -52,10 +52,10 @@ class Stages:
         # A clone, for isolation puts copies of what is written to in the place of the module's own.
         self.module = isolated(clone_graph(source).eval())
         self.nodes = _needed(self.module.graph, wanted)
-        self.places = {node.name: place for place, node in enumerate(self.nodes)}
+        self.numbers = {node.name: number for number, node in enumerate(self.nodes)}
         self.last = {
-            source.name: place
-            for place, node in enumerate(self.nodes)
+            source.name: number
+            for number, node in enumerate(self.nodes)
             for source in node.all_input_nodes
         }
         self.names = names_of(self.module)
@@ -71,13 +71,13 @@ class Stages:
 
     def readers(self, name: str) -> list[int]:
         """The numbers of the nodes that need a value."""
-        node = self.nodes[self.places[name]]
-        return sorted(self.places[user.name] for user in node.users if user.name in self.places)
+        node = self.nodes[self.numbers[name]]
+        return sorted(self.numbers[user.name] for user in node.users if user.name in self.numbers)
 
     def kept(self, state: State, name: str, start: int) -> bool:
         """Whether a state before the node `start` has a value as it was when it was made."""
-        made = self.places[name]
-        changed = any(made < place < start for place in self.overwritten.get(name, ()))
+        made = self.numbers[name]
+        changed = any(made < number < start for number in self.overwritten.get(name, ()))
         return name in state.values and not changed
 
     def apart(self, state: State, start: int) -> State:
@@ -85,7 +85,7 @@ class Stages:
         own = {
             name: value
             for name, value in state.values.items()
-            if any(place >= start for place in self.overwritten.get(name, ()))
+            if any(number >= start for number in self.overwritten.get(name, ()))
         }
         # One copy of all together: views of the same memory stay such.
         own, written = copy.deepcopy((own, state.written))
@@ -93,15 +93,15 @@ class Stages:
 
     def continues(self, other: Stages, name: str) -> bool:
         """Whether the nodes before one give the same in another version of the module."""
-        if name not in self.places or name not in other.places:
+        if name not in self.numbers or name not in other.numbers:
             return False
-        end = self.places[name]
+        end = self.numbers[name]
         return all(self._same(other, node, end) for node in self.nodes[:end])
 
     def _same(self, other: Stages, node: fx.Node, end: int) -> bool:
-        twin = other.nodes[other.places[node.name]] if node.name in other.places else None
+        twin = other.nodes[other.numbers[node.name]] if node.name in other.numbers else None
         if node.op == "get_attr":
-            early = any(self.places.get(user.name, end) < end for user in node.users)
+            early = any(self.numbers.get(user.name, end) < end for user in node.users)
             return not early or (twin is not None and _same_tensors(self, other, node, twin))
         return twin is not None and _said(node) == _said(twin)
 
@@ -113,19 +113,19 @@ class Stages:
         for name, value in state.written.items():
             replace_tensor(self.module, self.names, name, value)
         runner = Interpreter(self.module, garbage_collect_values=False)
-        runner.env = {self.nodes[self.places[name]]: v for name, v in state.values.items()}
+        runner.env = {self.nodes[self.numbers[name]]: v for name, v in state.values.items()}
         state.values.clear()
-        early = [node for node in self.parameters if self.places[node.name] < start]
+        early = [n for n in self.parameters if self.numbers[n.name] < start <= self.last[n.name]]
         runner.env.update({node: runner.run_node(node) for node in early})
         found: State | None = None
-        for place in range(start, stop):
-            if place == halt:
+        for number in range(start, stop):
+            if number == halt:
                 found = self.apart(self._state(runner.env, halt), halt)
-            node = self.nodes[place]
+            node = self.nodes[number]
             if node.op != "placeholder":
                 runner.env[node] = runner.run_node(node)
             see(node.name, runner.env[node])
-            self._free(runner.env, place)
+            self._free(runner.env, number)
         return self._state(runner.env, halt) if found is None else found
 
     def _state(self, env: dict[fx.Node, Any], halt: int) -> State:
@@ -137,10 +137,10 @@ class Stages:
         }
         return State(values, {name: self._tensor(name) for name in self.stored})
 
-    def _free(self, env: dict[fx.Node, Any], place: int) -> None:
-        node = self.nodes[place]
+    def _free(self, env: dict[fx.Node, Any], number: int) -> None:
+        node = self.nodes[number]
         for each in (*node.all_input_nodes, node):
-            if self.last.get(each.name, -1) <= place:
+            if self.last.get(each.name, -1) <= number:
                 env.pop(each, None)
 
     def _tensor(self, name: str) -> Tensor:
@@ -168,9 +168,9 @@ def _overwritten(nodes: list[fx.Node]) -> dict[str, list[int]]:
     """By name the numbers of the nodes that write to the memory of a value."""
     classes = alias_classes(nodes[0].graph) if nodes else {}
     writers: dict[fx.Node, list[int]] = {}
-    for place, node in enumerate(nodes):
+    for number, node in enumerate(nodes):
         for source in mutated_inputs(node):
-            writers.setdefault(classes[source], []).append(place)
+            writers.setdefault(classes[source], []).append(number)
     return {node.name: writers[classes[node]] for node in nodes if classes[node] in writers}
 
 

@@ -20,7 +20,7 @@ from fxcompress.graph.state import copies, forked
 from fxcompress.program import Program
 from fxcompress.stats.data import require_data, samples_of
 from fxcompress.stats.observe import check_nodes, check_repeats
-from fxcompress.stats.running import runner
+from fxcompress.stats.running import runner, tensors_of
 from fxcompress.stats.stages import Stages, State
 from fxcompress.stats.statistic import Statistic
 from fxcompress.train.batches import call
@@ -71,21 +71,21 @@ class _Stream:
         moved = self.moved(stages)
         if moved is None:
             return None
-        start = 0 if self.at is None else stages.places[self.at]
+        start = 0 if self.at is None else stages.numbers[self.at]
         states = [stages.apart(state, start) for state in self.states]
         return _Stream(stages, states, self.at)
 
     def reaches(self, names: Collection[str]) -> bool:
         """Whether all values are still to come, or kept; and if so, the next run is for them."""
         stages = self.stages
-        self.start = 0 if self.at is None else stages.places[self.at]
-        places = [stages.places[name] for name in names]
-        after = [min(stages.readers(name), default=stages.places[name] + 1) for name in names]
+        self.start = 0 if self.at is None else stages.numbers[self.at]
+        numbers = [stages.numbers[name] for name in names]
+        after = [min(stages.readers(name), default=stages.numbers[name] + 1) for name in names]
         self.halt = min(max(self.start, min(after)), len(stages.nodes) - 1)
-        self.stop = max(self.halt, *(place + 1 for place in places))
+        self.stop = max(self.halt, *(number + 1 for number in numbers))
         return all(
-            place >= self.start or stages.kept(self.states[0], name, self.start)
-            for place, name in zip(places, names, strict=True)
+            number >= self.start or stages.kept(self.states[0], name, self.start)
+            for number, name in zip(numbers, names, strict=True)
         )
 
     def run(self, batch: int, names: Collection[str]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class _Stream:
                 found[name] = value.clone() if name in stages.overwritten else value
 
         for name in names:
-            if stages.places[name] < self.start:
+            if stages.numbers[name] < self.start:
                 see(name, state.values[name])
         self.states[batch] = stages.run(state, self.start, self.halt, self.stop, see)
         return found
@@ -175,6 +175,15 @@ class Walk:
                 self.nodes += sum(stream.stop - stream.start for stream in runs)
             for stream in runs:
                 stream.arrive()
+
+    @property
+    def held(self) -> int:
+        """Bytes of activations that are kept between stages, of all batches and both versions."""
+        streams = [stream for stream in (self._dense, self._other) if stream is not None]
+        states = [state for stream in streams for state in stream.states]
+        found = (value.untyped_storage() for value in tensors_of([s.values for s in states]))
+        memory = {each.data_ptr(): each.nbytes() for each in found}
+        return sum(memory.values())
 
     def _base(self) -> _Stream:
         """The program itself."""

@@ -167,6 +167,21 @@ def test_in_the_order_of_the_graph_every_node_is_run_once() -> None:
     assert walk.nodes <= 2 * len(needed)  # two batches
 
 
+def test_what_is_kept_are_the_activations_at_one_boundary() -> None:
+    """However deep the program is: of two versions, no more than twice what one layer gives."""
+    width, layers = 64, 5
+    model = nn.Sequential(
+        *(nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(layers))
+    )
+    data = [models.normal(n, width, seed=n) for n in (7, 9)]
+    program = fx.compile(models.randomize(model), (data[0],), task=data)
+    names = [n.name for n in program.module.graph.nodes if n.op == "call_function"]
+    walk, other = Walk(program, names), program.with_values({"0.0.bias": torch.zeros(width)})
+    for name in names:
+        walk.see([Wanted(name, Seen(), paired=True)], other.module)
+        assert 0 < walk.held <= 2 * 4 * (7 + 9) * width  # float32
+
+
 @pytest.mark.parametrize("limit", [{"ratio": 0.5}, {"budget": fx.Budget(params=0.5)}])
 @pytest.mark.parametrize("name", ["conv_chain", "fused_attention"])
 def test_least_squares_in_order_reads_the_data_once(
