@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph.captured import CapturedModule, clone_graph
 from fxcompress.graph.interpret import Interpreter
+from fxcompress.graph.lazy import value_of
 from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor, tensor_called
 from fxcompress.graph.state import isolated, written_tensors
 
@@ -115,7 +116,7 @@ class Stages:
         runner = Interpreter(self.module, garbage_collect_values=False)
         runner.env = {self.nodes[self.numbers[name]]: v for name, v in state.values.items()}
         state.values.clear()
-        early = [n for n in self.parameters if self.numbers[n.name] < start <= self.last[n.name]]
+        early = [n for n in self.parameters if self._read_between(n, start, stop)]
         runner.env.update({node: runner.run_node(node) for node in early})
         found: State | None = None
         for number in range(start, stop):
@@ -127,6 +128,11 @@ class Stages:
             see(node.name, runner.env[node])
             self._free(runner.env, number)
         return self._state(runner.env, halt) if found is None else found
+
+    def _read_between(self, node: fx.Node, start: int, stop: int) -> bool:
+        """Whether a parameter that comes before `start` is needed before `stop`."""
+        users = (self.numbers.get(user.name, -1) for user in node.users)
+        return self.numbers[node.name] < start and any(start <= user < stop for user in users)
 
     def _state(self, env: dict[fx.Node, Any], halt: int) -> State:
         """What nodes from `halt` on need."""
@@ -198,4 +204,4 @@ def _same_tensors(one: Stages, other: Stages, node: fx.Node, twin: fx.Node) -> b
         return first is second and node.target == twin.target  # a graph inside the graph
     if first is second or (node.target == twin.target and str(node.target) in one.stored):
         return True
-    return torch.equal(first, second)
+    return torch.equal(value_of(first), value_of(second))
