@@ -55,6 +55,11 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+# The package of that name is bound here when it is first imported: before the function, or it would
+# take the function's place later.
+importlib.import_module(f"{__name__}.explain")
+
+
 @checked(PlanError)
 def explain(program: Program, first: str, second: str | None = None) -> str:
     """Why two parameters move together, as the chain of operations that ties them.

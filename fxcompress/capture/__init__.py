@@ -31,7 +31,8 @@ from fxcompress.capture.refusals import (
     refuse_lazy_values,
     refuse_uninitialized,
 )
-from fxcompress.capture.tracing import quiet, trace
+from fxcompress.capture.sources import opened
+from fxcompress.capture.tracing import trace
 from fxcompress.errors import CaptureError, InputError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.interface import Interface
@@ -112,7 +113,7 @@ def capture(
     with own_backwards() as functions:
         if isinstance(model, nn.Module):
             return _noted(_of_module(model, given, dynamic, names, finish), functions, model)
-        return _noted(_of_program(*_open(model, trust), given, names, finish), functions, None)
+        return _noted(_of_program(*opened(model, trust), given, names, finish), functions, None)
 
 
 def _noted(captured: Captured, functions: Mapping[type, str], model: nn.Module | None) -> Captured:
@@ -230,38 +231,6 @@ def _trainable(model: nn.Module) -> nn.Module:
 
 def _shapes(inputs: Inputs) -> list[torch.Size]:
     return [leaf.shape for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-
-
-def _open(model: object, trust: bool) -> tuple[ExportedProgram, str]:
-    """An exported program as given or from a file, and what to call it."""
-    if isinstance(model, ExportedProgram):
-        return model, "ExportedProgram"
-    if isinstance(model, str | Path):
-        return _load(Path(model), trust), str(model)
-    kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-    hint = "; call it to make a module" if callable(model) else ""
-    raise CaptureError(
-        f"cannot capture {kind}{hint}; give a torch.nn.Module, a torch.fx.GraphModule, "
-        "a torch.export.ExportedProgram or the path of a .pt2 file"
-    )
-
-
-def _load(path: Path, trust: bool) -> ExportedProgram:
-    if not path.is_file():
-        raise CaptureError(f"no file {path}; give the path of a program saved by torch.export.save")
-    if not trust:
-        from fxcompress.capture.archive import refuse_code  # torch.export's archives, on use
-
-        refuse_code(path)
-    try:
-        with quiet():
-            return torch.export.load(path)
-    except Exception as error:  # a broken archive fails as zip, as JSON, as pickle, by its version
-        reason = next(iter(str(error).splitlines()), "no reason given")
-        raise CaptureError(
-            f"{path} is not an exported program ({type(error).__name__}: {reason}); write one with "
-            "torch.export.save(torch.export.export(model, args), path)"
-        ) from error
 
 
 def _refuse_mismatch(module: CapturedModule, inputs: Inputs) -> None:

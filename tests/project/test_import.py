@@ -41,3 +41,13 @@ def test_runtimes_are_loaded_on_first_use() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'onnx_files'"):
         getattr(fxcompress, "onnx_files")  # noqa: B009
+
+
+def test_a_package_does_not_take_the_place_of_a_function() -> None:
+    """`fxcompress.explain` and `fxcompress.sensitivity` are modules too, imported at any time."""
+    lines = [
+        "import fxcompress, types, fxcompress.explain.words, fxcompress.sensitivity",
+        "assert isinstance(fxcompress.explain, types.FunctionType)",
+        "assert isinstance(fxcompress.sensitivity, types.FunctionType)",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
