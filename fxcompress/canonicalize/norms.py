@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 
 from fxcompress.graph.captured import CapturedModule, mode_of
 from fxcompress.graph.metadata import TensorMeta, parameter_of, shape_of
+from fxcompress.graph.norms import BatchNorm, batch_norms
 from fxcompress.graph.parameters import (
     find_tensor,
     in_place_of,
@@ -75,41 +76,39 @@ def normed_maps(module: CapturedModule) -> tuple[list[NormedMap], dict[str, str]
     reads = _reads(module)
     found: list[NormedMap] = []
     left: dict[str, str] = {}
-    for node in module.graph.nodes:
-        if node.target == torch.ops.aten.batch_norm.default:
-            pair = _pair(module, node, reads)
-            if isinstance(pair, str):
-                left[node.name] = pair
-            else:
-                found.append(pair)
+    for norm in batch_norms(module):
+        pair = _pair(module, norm, reads)
+        if isinstance(pair, str):
+            left[norm.node.name] = pair
+        else:
+            found.append(pair)
     return found, left
 
 
-def _pair(module: CapturedModule, norm: fx.Node, reads: Counter[int]) -> NormedMap | str:
+def _pair(module: CapturedModule, norm: BatchNorm, reads: Counter[int]) -> NormedMap | str:
     """The norm with its map, or why there is no such pair."""
-    node = norm.args[0]
-    if not isinstance(node, fx.Node) or _name(node) not in MAPS:
+    node = norm.value
+    if _name(node) not in MAPS:
         return "no linear map stands before it"
     if len(node.users) > 1:
         return f"{node.name} is read elsewhere too"
-    if mode_of(norm):
+    if mode_of(norm.node):
         return "it uses the statistics of the batch"
     if _name(node) == "aten::linear" and len(shape_of(node)) != 2:
         return "it does not run over the outputs of the linear map before it"
     weight, bias = parameter_of(node.args[1]), _bias(node)
-    scale, shift, mean, variance = (parameter_of(argument) for argument in norm.args[1:5])
-    if weight is None or mean is None or variance is None or bias == "":
+    if weight is None or norm.mean is None or norm.variance is None or bias == "":
         return "its map or its statistics are computed in the graph"
     pair = NormedMap(
         node,
-        norm,
+        norm.node,
         weight,
         bias,
-        scale,
-        shift,
-        mean,
-        variance,
-        float(norm.args[7]),  # type: ignore[arg-type]
+        norm.scale,
+        norm.shift,
+        norm.mean,
+        norm.variance,
+        norm.eps,
     )
     names = [weight, *pair.names] + ([bias] if bias else [])
     shared = [name for name in names if reads[id(find_tensor(module, name))] > 1]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup, Site
-from fxcompress.graph.captured import aten
-from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.norms import batch_norms
 from fxcompress.passes.structured.method import DeclinedError, Structured
 from fxcompress.passes.structured.scores import (
     Aggregate,
@@ -17,8 +16,6 @@ from fxcompress.passes.structured.scores import (
     weights_of,
 )
 from fxcompress.program import Program
-
-_WEIGHT = 1  # place in the arguments of aten.batch_norm
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -62,5 +59,4 @@ def _norms(program: Program, group: ChannelGroup) -> list[Site]:
 
 def batch_norm_scales(program: Program) -> frozenset[str]:
     """The names of the parameters by which BatchNorms scale."""
-    nodes = program.module.graph.find_nodes(op="call_function", target=aten.batch_norm.default)
-    return frozenset(filter(None, (parameter_of(node.args[_WEIGHT]) for node in nodes)))
+    return frozenset(norm.scale for norm in batch_norms(program.module) if norm.scale is not None)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.arguments import Count
-from fxcompress.graph.captured import aten
-from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.norms import batch_norms
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.layers.units import units_on
 from fxcompress.passes.structured.method import Criterion, DeclinedError, Structured
@@ -140,8 +139,8 @@ class Expanded(Criterion):
 
 def _norms(program: Program) -> list[tuple[str, ...]]:
     """Scale and shift of every BatchNorm."""
-    nodes = program.module.graph.find_nodes(op="call_function", target=aten.batch_norm.default)
-    pairs = (tuple(filter(None, map(parameter_of, node.args[1:3]))) for node in nodes)
+    norms = batch_norms(program.module)
+    pairs = (tuple(filter(None, (norm.scale, norm.shift))) for norm in norms)
     return list(dict.fromkeys(pairs))
 
 

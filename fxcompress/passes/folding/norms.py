@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import leaves
-from fxcompress.graph.captured import aten
-from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.norms import BatchNorm, batch_norms
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.layers.units import units_on
 from fxcompress.program import Program
@@ -26,7 +25,6 @@ from fxcompress.stats import Sums, observe, unit_signals
 
 Statistics = Literal["auto", "data", "isotropic", "correlation", "mean"]
 STATISTICS: tuple[Statistics, ...] = ("auto", "data", "isotropic", "correlation", "mean")
-MEAN, VARIANCE, EPS = 3, 4, 7  # places in the arguments of aten.batch_norm
 TINY = 1e-30
 
 
@@ -73,22 +71,19 @@ class MergedNorm:
 def unit_norms(program: Program, group: ChannelGroup) -> tuple[UnitNorm, ...]:
     """The BatchNorms with running statistics over the units of `group`, in order."""
     found = []
-    for node in program.module.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
-        mean = parameter_of(node.args[MEAN])
-        if mean and group.factor in leaves(program.analysis.axes(mean)[0]):
-            found.append(_unit_norm(program, group, node))
+    for norm in batch_norms(program.module):
+        if norm.mean and group.factor in leaves(program.analysis.axes(norm.mean)[0]):
+            found.append(_unit_norm(program, group, norm))
     return tuple(found)
 
 
-def _unit_norm(program: Program, group: ChannelGroup, node: fx.Node) -> UnitNorm:
-    fields = zip(("scale", "shift", "mean", "variance"), node.args[1:5], strict=True)
-    names = {key: name for key, arg in fields if (name := parameter_of(arg)) is not None}
+def _unit_norm(program: Program, group: ChannelGroup, norm: BatchNorm) -> UnitNorm:
+    fields = ("scale", "shift", "mean", "variance")
+    names = {key: name for key in fields if (name := getattr(norm, key)) is not None}
     tensors = {key: _entries(program, group, name) for key, name in names.items()}
     tensors.setdefault("scale", torch.ones_like(tensors["mean"]))
     tensors.setdefault("shift", torch.zeros_like(tensors["mean"]))
-    value = node.args[0]
-    assert isinstance(value, fx.Node)
-    return UnitNorm(node.name, value.name, names, tensors, float(node.args[EPS]))  # type: ignore[arg-type]
+    return UnitNorm(norm.node.name, norm.value.name, names, tensors, norm.eps)
 
 
 def _entries(program: Program, group: ChannelGroup, name: str) -> Tensor:

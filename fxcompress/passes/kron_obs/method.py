@@ -11,10 +11,12 @@ from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.arguments import Count, Positive
-from fxcompress.axes.coordinates import along, cell_numbers, coordinates
+from fxcompress.axes.coordinates import along
+from fxcompress.axes.expressions import leaves
 from fxcompress.edit.plan import Edit, Project, Replace
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.layers.maps import LinearMap
+from fxcompress.layers.units import units_on
 from fxcompress.layers.weights import producers
 from fxcompress.passes.kron_obs.factors import (
     Factors,
@@ -191,12 +193,11 @@ def _replaced(program: Program, one: _Layer, matrix: Tensor) -> dict[str, Edit]:
 def _units(program: Program, group: ChannelGroup, one: _Layer) -> Tensor:
     """The number of the unit at each row of a layer; -1 where there is none of the group."""
     axes, dim = program.analysis.axes(one.weight), one.site.dim
-    at = coordinates(axes[dim])
-    index = at[group.factor]
-    if not set(group.over) <= at.keys():
+    if not set(group.over) <= set(leaves(axes[dim])):
         raise DeclinedError(group, f"its cells are not told by the rows of {one.weight}")
-    cell = cell_numbers(group.over, {factor: at[factor] for factor in group.over})
-    line = torch.where(index >= 0, cell * group.units + index, -1)
+    units = units_on((axes[dim],), 0, group.factor, group.over)
+    numbers = torch.arange(group.cells * group.units).reshape(group.cells, group.units, 1, 1)
+    line = units.write(torch.full((axes[dim].size,), -1), numbers.expand(units.index.shape))
     entries = along(line, dim, len(axes)).expand(one.maps[0].shape)
     return one.maps[0].matrix(entries)[0, :, 0]
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.analysis.groups import ChannelGroup, Site
-from fxcompress.axes.coordinates import cell_numbers, coordinates
+from fxcompress.axes.expressions import leaves
 from fxcompress.graph.metadata import parameter_of
 from fxcompress.graph.parameters import read_tensor
 from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.layers.maps import LinearMap
+from fxcompress.layers.units import units_on
 from fxcompress.passes.structured.method import DeclinedError
 from fxcompress.program import Program
 
@@ -156,16 +157,17 @@ def _filled(
 
 def _places(program: Program, group: ChannelGroup, site: Site) -> tuple[Tensor, Tensor]:
     """The places of an axis that hold units, ascending, and the number of the unit at each."""
-    at = coordinates(program.analysis.axes(site.parameter)[site.dim])
-    if not set(group.over) <= at.keys():
+    expr = program.analysis.axes(site.parameter)[site.dim]
+    if not set(group.over) <= set(leaves(expr)):
         raise DeclinedError(
             group,
             f"the cells of axis {site.dim} of {site.parameter} are told by another axis, which "
             "torch-pruning has no group for",
         )
-    places = torch.nonzero(at[group.factor] >= 0).flatten()
-    cell = cell_numbers(group.over, {factor: at[factor][places] for factor in group.over})
-    return places, cell * group.units + at[group.factor][places]
+    index = units_on((expr,), 0, group.factor, group.over).index.flatten(2)
+    places, order = index.flatten().sort()
+    numbers = torch.arange(index[..., 0].numel()).repeat_interleave(index.shape[2])
+    return places, numbers[order]
 
 
 def _handler(tp: Any, layer: _Layer, site: Site) -> Any:
