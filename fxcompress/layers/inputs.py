@@ -27,8 +27,8 @@ class Read(Checked):
 
     Attributes:
         value: The node's name.
-        window: Where each tap of a kernel is an input of its own; None where a layer reads places
-            one by one, or all taps are taken together.
+        window: Where each tap of a kernel is an input of its own; None where a layer reads
+            positions one by one, or all taps are taken together.
     """
 
     value: str
@@ -36,13 +36,15 @@ class Read(Checked):
 
     @property
     def taps(self) -> int:
-        """How many inputs of the layer each place is."""
+        """How many inputs of the layer each position is."""
         return 1 if self.window is None else self.window.taps
 
     def signals(
         self, value: Tensor, axes: Axes, factor: Factor, over: Sequence[Factor] = ()
     ) -> Iterator[Tensor]:
-        """Parts of a batch by unit, shape (cells, units, places·taps, samples); see `unit_signals`.
+        """Parts of a batch by unit, shape (cells, units, positions·taps, samples).
+
+        Positions and samples are those of `unit_signals`.
 
         Args:
             value: Of the node, one batch.

@@ -25,7 +25,7 @@ from fxcompress.stats import (
     window_of,
 )
 
-TABLE = ("produce", "table")
+PRODUCING = ("produce", "table")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,20 +33,20 @@ class Reader:
     """A weight that sums over a group's units.
 
     An *input* is one column of a linear layer, or one input channel of a convolution, or one tap of
-    it: a unit has one for each of its places on the weight's axis (one as a channel, one for each
-    position of a flattened map, one for each dim as a head), and for each tap.
+    it: a unit has one for each of its positions on the weight's axis (one as a channel, one for
+    each pixel of a flattened map, one for each dim as a head), and for each tap.
 
     Attributes:
         weight: Its name.
         site: The axis that holds the units.
         reads: What it reads, one for each call.
         index: Where the entries of each input lie in the flat weight, shape
-            (cells, units, places, entries).
+            (cells, units, positions, entries).
         shape: The weight's shape.
-        tied: Whether the same tensor writes the units too, so that it cannot change.
+        tied: Whether the same tensor produces the units too, so that it cannot change.
         joint: Whether it sums over the cells as well.
-        aligned: Whether a unit has the same places in the weight as in the values; it has not where
-            the groups of a convolution hold a copy each.
+        aligned: Whether a unit has the same positions in the weight as in the values; it has not
+            where the groups of a convolution hold a copy each.
     """
 
     weight: str
@@ -59,7 +59,7 @@ class Reader:
     aligned: bool
 
     def columns(self, program: Program) -> Tensor:
-        """The entries of each input, float64, shape (cells, units, places, entries)."""
+        """The entries of each input, float64, shape (cells, units, positions, entries)."""
         return _value(program, self.weight).to(torch.float64).flatten()[self.index]
 
     def replaced(self, program: Program, columns: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ class Reader:
         return total.index_add_(0, (self.index // stride).flatten(), columns.flatten())
 
     def features(self, found: Moments) -> Features:
-        """The moments of each input it reads, over all its calls; shape (cells, units, places).
+        """The moments of each input it reads, over all its calls; shape (cells, units, positions).
 
-        Where places of the values are copies that share a column, they are pooled.
+        Where positions of the values are copies that share a column, they are pooled.
         """
         own = [one for read in self.reads if (one := found.each[read].features) is not None]
         count = sum(one.count for one in own)
@@ -92,8 +92,8 @@ class Reader:
         square = torch.stack([one.square * (one.count / count) for one in own]).sum(0)
         if self.aligned:
             return Features(mean, square, count)
-        places = mean.shape[2]
-        return Features(mean.mean(2, keepdim=True), square.mean(2, keepdim=True), count * places)
+        positions = mean.shape[2]
+        return Features(mean.mean(2, keepdim=True), square.mean(2, keepdim=True), count * positions)
 
     def pooled(self, found: Mapping[Read, Any], *parts: str) -> list[Tensor]:
         """Means over all its calls of parts of what was found for each read, by sample."""
@@ -118,9 +118,9 @@ def readers(program: Program, group: ChannelGroup, taps: bool = False) -> tuple[
     for consumer in consumers(program, group):
         calls.setdefault((consumer.weight, consumer.site.dim), []).append(consumer)
     names = names_of(program.module)
-    writers = {site.parameter for site in group.sites if site.role in TABLE}
+    produced = {site.parameter for site in group.sites if site.role in PRODUCING}
     return tuple(
-        _reader(program, group, own, taps, tied=not writers.isdisjoint(names.get(name, (name,))))
+        _reader(program, group, own, taps, tied=not produced.isdisjoint(names.get(name, (name,))))
         for (name, _), own in calls.items()
     )
 
