@@ -69,11 +69,7 @@ def _listening_twin(original: nn.Module, found: set[tuple[str, str]]) -> nn.Modu
     """A copy, on the same parameters, whose modules note what is read of them."""
     twin = copied(original, share=original.parameters())
     for path, module in list(twin.named_modules()):
-        listening = _listening(type(module), path, found)
-        try:
-            module.__class__ = listening
-        except TypeError:  # a class of another layout, as those of TorchScript: anything counts
-            found.update((path, name) for name in vars(module))
+        module.__class__ = _listening(type(module), path, found)
     return twin
 
 
