@@ -66,8 +66,8 @@ def _plain(original: nn.Module, given: Inputs, dynamic: DynamicSpec) -> Captured
 
 
 def _listening_twin(original: nn.Module, found: set[tuple[str, str]]) -> nn.Module:
-    """A copy, on the same parameters, whose modules note what is read of them."""
-    twin = copied(original, share=original.parameters())
+    """A copy whose modules note what is read of them."""
+    twin = copied(original, share=True)
     for path, module in list(twin.named_modules()):
         module.__class__ = _listening(type(module), path, found)
     return twin

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from fxcompress.ambient import EXCLUSIVE
 from fxcompress.errors import WriteBackError
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.parameters import find_tensor, in_place_of
+from fxcompress.graph.sharing import shared
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -68,15 +68,16 @@ def drop_unread(result: nn.Module, small: CapturedModule, dense: CapturedModule)
             setattr(result.get_submodule(parent), child, nn.Identity())
 
 
-def copied(original: Model, share: Iterable[Tensor] = ()) -> Model:
-    """A deep copy that holds the tensors of `share` themselves.
+def copied(original: Model, *, share: bool = False) -> Model:
+    """A deep copy; where asked, one that shares the parameters' memory until either is written to.
 
     Raises:
         WriteBackError: The model cannot be copied.
     """
+    own = original.parameters() if share else ()
     try:
         with EXCLUSIVE:  # a capture of it in another thread sets its flags for a while
-            return copy.deepcopy(original, {id(tensor): tensor for tensor in share})
+            return copy.deepcopy(original, {id(p): in_place_of(p, shared(p)) for p in own})
     except (RuntimeError, TypeError) as error:
         raise WriteBackError(
             f"{type(original).__name__} cannot be copied ({error}); remove what copy.deepcopy "
