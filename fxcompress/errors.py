@@ -33,7 +33,7 @@ class RecipeError(PlanError):
 
 
 class BudgetError(PlanError):
-    """A budget, a ratio or a glob cannot be met; the message says what the floor is."""
+    """A budget, a ratio or a glob cannot be met; the message says what the minimum is."""
 
 
 class VerificationError(FxCompressError):

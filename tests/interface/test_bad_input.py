@@ -71,10 +71,10 @@ CASES: dict[str, tuple[Callable[[], Any], type[fx.FxCompressError], str]] = {
         fx.BudgetError,
         "ratio",
     ),
-    "a budget below the floor": (
+    "a budget below the minimum": (
         lambda: compiled(Passes.MagnitudePruning(budget=fx.Budget(flops=0.0001))),
         fx.BudgetError,
-        "floor|least|lowest",
+        "below the minimum",
     ),
     "an unknown glob": (
         lambda: compiled(Passes.MagnitudePruning(ratio=0.5, include=("secnd.*",))),
