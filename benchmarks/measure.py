@@ -16,9 +16,11 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 from subjects import Subject, by_position, parameters, subject, tiny
@@ -27,6 +29,7 @@ import fxcompress as fx
 from fxcompress.canonicalize import canonicalize
 from fxcompress.capture import capture
 from fxcompress.edit.rewrite import rewrite
+from fxcompress.graph.state import run_alone
 from fxcompress.program import Program
 from fxcompress.verify import verify
 
@@ -65,12 +68,25 @@ def stages_of(made: Subject) -> Stages:
     plan = timed(stages, "plan", lambda: PRUNING.plan(program))
     coupling = program.analysis.coupling
     done = timed(stages, "rewrite", lambda: rewrite(module, coupling, plan))
-    timed(
-        stages,
-        "verify",
-        lambda: verify(module, done.module, coupling, plan, captured.args, captured.kwargs),
-    )
+    with forwards_counted(stages):
+        timed(
+            stages,
+            "verify",
+            lambda: verify(module, done.module, coupling, plan, captured.args, captured.kwargs),
+        )
     return stages
+
+
+@contextmanager
+def forwards_counted(stages: Stages) -> Iterator[None]:
+    """Note how often a graph is run: compiled, or node by node."""
+    interpreted = torch.fx.Interpreter.run
+    with (
+        patch("fxcompress.verify.trial.run_alone", side_effect=run_alone) as first,
+        patch.object(torch.fx.Interpreter, "run", autospec=True, side_effect=interpreted) as second,
+    ):
+        yield
+    stages["forwards"] = first.call_count + second.call_count
 
 
 def torch_pruning_of(made: Subject) -> dict[str, Any]:
@@ -104,7 +120,13 @@ def times(name: str) -> dict[str, Any]:
     stages_of(tiny())
     made = subject(name)
     cold, warm = stages_of(made), stages_of(made)
+    timed(warm, "compile", lambda: compiled(made))
     return {"parameters": parameters(made), "cold": cold, "warm": warm}
+
+
+def compiled(made: Subject) -> Program:
+    """The whole of it, from capture to verified."""
+    return fx.compile(made.model, (), made.inputs, passes=[PRUNING])
 
 
 def times_of_torch_pruning(name: str) -> dict[str, Any]:
@@ -140,9 +162,7 @@ MODES: dict[str, Callable[[str], dict[str, Any]]] = {
     "time": times,
     "torch-pruning": times_of_torch_pruning,
     "memory-export": lambda name: memory(name, export),
-    "memory-compile": lambda name: memory(
-        name, lambda made: fx.compile(made.model, (), made.inputs, passes=[PRUNING])
-    ),
+    "memory-compile": lambda name: memory(name, compiled),
 }
 
 if __name__ == "__main__":
