@@ -2,7 +2,7 @@
 and not in `fxcompress`, `fxcompress.passes` or `fxcompress.export` may change.
 
 An extension is one file of your own that is imported before it is used; nothing of fxcompress is
-edited. ``docs/extend`` has a page with a complete example for each kind:
+edited. ``docs/extend`` has a page with a complete example for each of the first six:
 
 ===============  ================================================================================
 an axis rule     `axis_rule` registers a function of a `RuleContext` and a node, which gives `Axes`
@@ -11,6 +11,7 @@ a method         a `Structured` dataclass: options, `score`, and a `Reconstructi
 an edit          an `Edit` that checks, applies and proves itself; a `Codec` for `fxcompress.Store`
 a runtime        a `Runtime` that opens a `Session`, and `register_runtime`
 a step           a `Step`: `run` gives another program, where `plan` would not do
+a statistic      a `Statistic` that is updated, merged and saved; `collect` goes through the data
 a quantity       a `Quantity` of terms over sizes, and `register_quantity`: what a budget may bound
 ===============  ================================================================================
 
@@ -47,7 +48,18 @@ from fxcompress.passes.structured.scores import members_of, normalised, weights_
 from fxcompress.recipes import Recipe
 from fxcompress.rules import Context as RuleContext
 from fxcompress.rules import axis_rule
-from fxcompress.stats import Gradients, Moments, gradients, moments, observe, unit_signals
+from fxcompress.stats import (
+    Gradients,
+    Moments,
+    Statistic,
+    Sums,
+    Wanted,
+    collect,
+    gradients,
+    moments,
+    observe,
+    unit_signals,
+)
 from fxcompress.train import Context as StepContext
 from fxcompress.train import Step, Trainer, evaluate, recalibrate
 
@@ -93,15 +105,19 @@ __all__ = [
     "Sizing",
     "Source",
     "Stage",
+    "Statistic",
     "Step",
     "StepContext",
     "Structured",
     "StructuredPass",
+    "Sums",
     "Table",
     "Trainer",
     "Units",
+    "Wanted",
     "Zeros",
     "axis_rule",
+    "collect",
     "consumers",
     "evaluate",
     "gradients",

@@ -25,7 +25,6 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
@@ -56,6 +55,9 @@ def handed_over(module: nn.Module, inputs: Inputs) -> ExportedProgram | None:
     for node in graph.nodes:
         if node.op == "call_function":
             node.meta["val"] = None  # the trace makes its own
+    # It imports sympy, which is slow.
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True, export=True)
     for node, name in parameters.items():
         node.meta["val"] = mode.from_tensor(state[name], static_shapes=True)
