@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxcompress.ambient import sealed
 from fxcompress.arguments import AnyPath, Interval, NotNegative, Seed, checked
@@ -137,11 +137,13 @@ def check(
     compared: list[InputCheck] = []
     blame: Blame | None = None
     zero: set[str] | None = None
+    tried: list[Mapping[str, int]] = []
     extremes = Extremes.of(program.module, inputs)
     with engine.open(path) as session, inference_module(program) as module:
         state = [*module.parameters(), *module.buffers(), *inputs.tensors]
         allowed = tolerance_for(state, rtol, atol)
-        for label, tensors in _cases(inputs, extremes, samples, seed):
+        for label, sizes, tensors in _cases(module, inputs, extremes, samples, seed):
+            tried.append(sizes)
             expected = run_module(module, inputs, tensors)
             errors = errors_of(session, tensors, expected, allowed)
             compared.append(InputCheck(label, errors))
@@ -155,7 +157,7 @@ def check(
     notes = tuple(
         f"{name} is zero on every input: agreeing there proves little" for name in zero or ()
     )
-    notes += tuple(extremes.notes()) if samples > 1 else ()
+    notes += tuple(extremes.notes(tried)) if samples > 1 else ()
     result = CheckResult(file.path, tuple(compared), allowed.relative, blame, notes, runtime)
     if raise_on_failure and not result.ok:
         raise VerificationError(str(result))
@@ -163,13 +165,22 @@ def check(
 
 
 def _cases(
-    inputs: Inputs, extremes: Extremes, samples: int, seed: int
-) -> Iterator[tuple[str, Sequence[Tensor]]]:
-    yield "example", inputs.tensors
+    module: nn.Module, inputs: Inputs, extremes: Extremes, samples: int, seed: int
+) -> Iterator[tuple[str, Mapping[str, int], Sequence[Tensor]]]:
+    """What to run: its name, its sizes, its inputs."""
+
+    def runs(sizes: Mapping[str, int]) -> bool:
+        try:
+            run_module(module, inputs, drawn(inputs, sizes, seed))
+        except ExportError:
+            return False
+        return True
+
+    yield "example", inputs.sizes(), inputs.tensors
     if samples == 1:
         return
     usual: list[dict[str, int]] = [{}] * (samples - 2) + [extremes.neighbours()]
-    ends = [sizes for sizes in extremes.ends() if sizes not in usual]
+    ends = [sizes for sizes in extremes.ends(runs) if sizes not in usual]
     for draw, sizes in enumerate([*usual, *ends], start=1):
         label = ", ".join(["random", *(f"{name}={size}" for name, size in sizes.items())])
-        yield label, drawn(inputs, sizes, seed + draw)
+        yield label, sizes, drawn(inputs, sizes, seed + draw)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -49,27 +49,38 @@ class Extremes:
                     break
         return own
 
-    def ends(self) -> Iterator[dict[str, int]]:
+    def ends(self, runs: Callable[[Mapping[str, int]], bool]) -> Iterator[dict[str, int]]:
         """For each named dimension its smallest and its largest size, the others as near to the
         example's as can be. Very large ends are clipped.
+
+        Args:
+            runs: Whether the program itself runs at these sizes. It is asked where a range has no
+                end: nothing in a graph says how many rows a table of positions has.
         """
         own = self.inputs.sizes()
         for label, (low, high) in self._spans().items():
             top = min(self._clip(label), high or self._clip(label))
-            for candidates in (range(low, own[label]), range(top, own[label], -1)):
+            upper = range(top, own[label], -1) if high else _halving(top, own[label])
+            for candidates in (range(low, own[label]), upper):
                 for size in candidates[:_STEPS]:
                     found = self._completed({**own, label: size}, label)
-                    if found is not None:
+                    open_end = high is None and size > own[label]
+                    if found is not None and (not open_end or runs(found)):
                         yield found
                         break
 
-    def notes(self) -> Iterator[str]:
-        """What a reader of the result has to know about the ranges."""
+    def notes(self, tried: Collection[Mapping[str, int]]) -> Iterator[str]:
+        """What a reader of the result has to know about the ranges.
+
+        Args:
+            tried: The sizes that were tried beside those of the example.
+        """
+        own = self.inputs.sizes()
         for label, (low, high) in self._spans().items():
-            clip = self._clip(label)
-            if high is None or high > clip:
+            largest = max(sizes.get(label, own[label]) for sizes in (own, *tried))
+            if high is None or high > largest:
                 end = "has no upper end" if high is None else f"goes up to {high}"
-                yield f"{label} {end}: it was tried up to {max(clip, self.inputs.sizes()[label])}"
+                yield f"{label} {end}: it was tried up to {largest}"
             if low > 1 or high is not None:
                 span = f"from {low}" + ("" if high is None else f" to {high}")
                 yield f"the program takes {label} {span}; the file does not refuse other sizes"
@@ -116,3 +127,8 @@ class Extremes:
         own = self.inputs.sizes()[label]
         elements = sum(tensor.numel() for tensor in self.inputs.tensors) / max(own, 1)
         return max(2 * own, min(_LARGEST, int(_MOST_ELEMENTS / max(elements, 1))))
+
+
+def _halving(top: int, own: int) -> Sequence[int]:
+    """Sizes from `top` down to `own`, each time half as far from it."""
+    return [own + ((top - own) >> step) for step in range((top - own).bit_length())]
