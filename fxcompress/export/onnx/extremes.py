@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import nn
 
@@ -60,14 +61,27 @@ class Extremes:
         own = self.inputs.sizes()
         for label, (low, high) in self._spans().items():
             top = min(self._clip(label), high or self._clip(label))
-            upper = range(top, own[label], -1) if high else _halving(top, own[label])
-            for candidates in (range(low, own[label]), upper):
-                for size in candidates[:_STEPS]:
-                    found = self._completed({**own, label: size}, label)
-                    open_end = high is None and size > own[label]
-                    if found is not None and (not open_end or runs(found)):
-                        yield found
-                        break
+            lower = (self._completed({**own, label: n}, label) for n in range(low, own[label]))
+            yield from islice(filter(None, islice(lower, _STEPS)), 1)
+            upper = self._largest(label, top, (lambda _: True) if high else runs)
+            if upper is not None:
+                yield upper
+
+    def _largest(
+        self, label: str, top: int, runs: Callable[[Mapping[str, int]], bool]
+    ) -> dict[str, int] | None:
+        """The sizes with the largest of this dimension up to `top`; half as far from the example's
+        each time that the program does not run.
+        """
+        own, size = self.inputs.sizes(), top
+        for _ in range(_STEPS):
+            if size <= own[label]:
+                break
+            found = self._completed({**own, label: size}, label)
+            if found is not None and runs(found):
+                return found
+            size = size - 1 if found is None else own[label] + (size - own[label]) // 2
+        return None
 
     def notes(self, tried: Collection[Mapping[str, int]]) -> Iterator[str]:
         """What a reader of the result has to know about the ranges.
@@ -127,8 +141,3 @@ class Extremes:
         own = self.inputs.sizes()[label]
         elements = sum(tensor.numel() for tensor in self.inputs.tensors) / max(own, 1)
         return max(2 * own, min(_LARGEST, int(_MOST_ELEMENTS / max(elements, 1))))
-
-
-def _halving(top: int, own: int) -> Sequence[int]:
-    """Sizes from `top` down to `own`, each time half as far from it."""
-    return [own + ((top - own) >> step) for step in range((top - own).bit_length())]
