@@ -11,16 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxcompress.arguments import Count, checked
 from fxcompress.errors import FxCompressError
-from fxcompress.graph.captured import CapturedModule, aten, clone_graph
-from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.captured import CapturedModule, clone_graph
+from fxcompress.graph.norms import batch_norms
 from fxcompress.graph.parameters import find_tensor, names_of, replace_tensor, tensor_called
+from fxcompress.graph.schema import arguments, set_argument
 from fxcompress.graph.state import forked, written_tensors
 from fxcompress.task import Task
 from fxcompress.train.batches import batches_of, call, size_of
 from fxcompress.train.reading import EMPTY
-
-_STATISTICS = (3, 4)  # running mean and variance, in the arguments of aten.batch_norm
-_TRAINING, _MOMENTUM = 5, 6
 
 
 @checked(FxCompressError)
@@ -78,9 +76,9 @@ def renewed(module: CapturedModule, task: Task, batches: int | None = None) -> d
 def _statistics(module: CapturedModule) -> Iterator[str]:
     """The running statistics that the graph reads, each tensor under one name."""
     names, seen = names_of(module), set[str]()
-    for node in module.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
-        for place in _STATISTICS:
-            if (name := parameter_of(node.args[place])) is not None and name not in seen:
+    for norm in batch_norms(module):
+        for name in (norm.mean, norm.variance):
+            if name is not None and name not in seen:
                 seen |= names[name]
                 yield name
 
@@ -110,25 +108,21 @@ def _latest_statistics(module: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _captured(module: CapturedModule) -> Iterator[list[Tensor]]:
-    nodes = [
-        node
-        for node in module.graph.nodes
-        if node.target == aten.batch_norm.default and node.args[3] is not None
+    norms = [
+        norm for norm in batch_norms(module) if arguments(norm.node)["running_mean"] is not None
     ]
-    before = [node.args for node in nodes]
-    buffers = []
-    for node in nodes:
-        args = [*node.args]
-        args[_TRAINING], args[_MOMENTUM] = True, 1.0
-        node.args = tuple(args)
-        names = (parameter_of(node.args[3]), parameter_of(node.args[4]))
-        buffers += [find_tensor(module, name) for name in names if name]
+    before = [(norm.node.args, norm.node.kwargs) for norm in norms]
+    for norm in norms:
+        set_argument(norm.node, "training", True)
+        set_argument(norm.node, "momentum", 1.0)
+    names = [name for norm in norms for name in (norm.mean, norm.variance) if name]
     module.recompile()
     try:
-        yield [buffer for buffer in buffers if buffer is not None]
+        found = (find_tensor(module, name) for name in names)
+        yield [buffer for buffer in found if buffer is not None]
     finally:
-        for node, args in zip(nodes, before, strict=True):
-            node.args = args
+        for norm, (args, kwargs) in zip(norms, before, strict=True):
+            norm.node.args, norm.node.kwargs = args, kwargs
         module.recompile()
 
 

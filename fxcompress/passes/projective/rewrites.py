@@ -186,7 +186,7 @@ def _gated(program: Program, group: ChannelGroup) -> bool:
     """Whether two signals of the group's units are multiplied with each other."""
     axes = program.analysis.coupling.axes
     for node in program.module.graph.nodes:
-        if packet_of(node) in ("aten::mul", "aten::mul_"):
+        if packet_of(node).removesuffix("_") == "aten::mul":
             held = [
                 n
                 for n in operands_of(node)

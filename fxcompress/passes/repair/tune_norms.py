@@ -6,20 +6,16 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import fx
-
 from fxcompress.arguments import Count, Positive, Seed
 from fxcompress.budget import Recipe
 from fxcompress.edit.plan import Plan, Replace
 from fxcompress.errors import PlanError
-from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.norms import input_norms
 from fxcompress.graph.parameters import find_tensor, tensor_called
-from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.program import Program
 from fxcompress.stats import require_data
 from fxcompress.train import Trainer
-
-NORMS = ("aten::layer_norm", "aten::rms_norm", "aten::native_layer_norm", "aten::group_norm")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -77,13 +73,10 @@ class TuneNorms(Recipe):
         )
 
 
-def _parameters(module: fx.GraphModule) -> Iterator[str]:
+def _parameters(module: CapturedModule) -> Iterator[str]:
     """The scales and shifts of norms that are parameters, by the name the graph reads them by."""
     known = dict(module.named_parameters(remove_duplicate=False))
-    for node in module.graph.nodes:
-        if node.op == "call_function" and packet_of(node) in NORMS:
-            named = arguments(node)
-            for operand in (named.get("weight"), named.get("bias")):
-                if (name := parameter_of(operand)) in known:
-                    assert name is not None
-                    yield name
+    for norm in input_norms(module):
+        for name in (norm.scale, norm.shift):
+            if name is not None and name in known:
+                yield name

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from fxcompress.analysis.groups import ChannelGroup, Site
 from fxcompress.axes.expressions import leaves
-from fxcompress.graph.metadata import parameter_of
+from fxcompress.graph.norms import batch_norms, input_norms
 from fxcompress.graph.parameters import read_tensor
-from fxcompress.graph.schema import arguments, packet_of
 from fxcompress.layers.maps import LinearMap
 from fxcompress.layers.units import units_on
 from fxcompress.passes.structured.method import DeclinedError
@@ -81,13 +80,6 @@ class _Layer:
     sources: tuple[tuple[nn.Parameter, str, Arrange], ...]
 
 
-_NORMS: Mapping[str, type[nn.Module]] = {
-    "aten::batch_norm": nn.BatchNorm1d,
-    "aten::layer_norm": nn.LayerNorm,
-}
-"""The norms whose scales torch-pruning looks at, as it knows them."""
-
-
 def _layer(program: Program, site: Site) -> _Layer | None:
     """What torch-pruning has for a site: a linear map, or the scale of one of two norms."""
     value = read_tensor(program.module, site.parameter)
@@ -99,13 +91,15 @@ def _layer(program: Program, site: Site) -> _Layer | None:
 
 
 def _norm(program: Program, site: Site, value: Tensor) -> _Layer | None:
-    for node in program.module.graph.nodes:
-        norm = _NORMS.get(packet_of(node))
-        if norm is not None and parameter_of(arguments(node)["weight"]) == site.parameter:
-            module = norm(len(value), device="meta")
-            bias = parameter_of(arguments(node)["bias"])
-            return _filled(program, module, site.parameter, value, lambda v: v, bias)
-    return None
+    """BatchNorm or LayerNorm, the norms whose scales torch-pruning looks at."""
+    batch = next((n for n in batch_norms(program.module) if n.scale == site.parameter), None)
+    layer = (n for n in input_norms(program.module) if n.last is not None and n.centred)
+    norm = batch or next((n for n in layer if n.scale == site.parameter), None)
+    if norm is None:
+        return None
+    kind = nn.LayerNorm if batch is None else nn.BatchNorm1d
+    module = kind(len(value), device="meta")
+    return _filled(program, module, site.parameter, value, lambda v: v, norm.shift)
 
 
 def _linear(program: Program, site: Site, value: Tensor, one: LinearMap) -> _Layer:
