@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.lazy import is_lazy
 from fxcompress.graph.parameters import state_digest
 from fxcompress.program import Program, load
 from fxcompress.recipes import Recipe
@@ -94,9 +95,12 @@ class Checkpoints:
 
 
 def _like(loaded: Program, program: Program) -> Program:
-    """A loaded program with what is in no file: the task, the inputs, and where tensors lie."""
-    home = next((value.device for value in program.module.parameters()), torch.device("cpu"))
-    loaded.module.to(home)
+    """A loaded program with what is in no file: the task, the inputs, and where tensors lie. In the
+    place of lazy values those of the file lie in memory.
+    """
+    if not is_lazy(program.module):
+        home = next((value.device for value in program.module.parameters()), torch.device("cpu"))
+        loaded.module.to(home)
     return replace(loaded, args=program.args, kwargs=program.kwargs, task=program.task)
 
 

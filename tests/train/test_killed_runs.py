@@ -7,16 +7,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import fxcompress as fx
+from checkpoints import stored
 from fxcompress.passes import MagnitudePruning, NMSparsity
 from fxcompress.program import Program
 from models import normal
-from stepped import KILL, PASSES, Net, compiled
+from stepped import KILL, PASSES, Net, compiled, net
+
+
+LAZILY = (MagnitudePruning(ratio=0.5), MagnitudePruning(ratio=0.3, round_to=1))
 
 
 def assert_same(found: Program, expected: Program) -> None:
@@ -93,6 +98,18 @@ def test_a_model_of_other_code_with_the_same_weights_is_another_run(tmp_path: Pa
     small = fx.compile(one, (x,), passes=half, checkpoint=tmp_path)
     twice = fx.compile(other, (x,), passes=half, checkpoint=tmp_path)
     torch.testing.assert_close(twice(x), 2 * small(x), rtol=1e-6, atol=0)
+
+
+def test_a_run_on_values_that_lie_in_files_goes_on_with_all_of_them(tmp_path: Path) -> None:
+    model, x = net(), normal(2, 2, 6, 6).double()
+    options: dict[str, Any] = {"weights": stored(model, tmp_path / "weights")}
+    expected = fx.compile(model, (x,), passes=LAZILY, **options)
+    expected.save(tmp_path / "expected.fxc")
+    options["checkpoint"] = tmp_path / "kept"
+    for passes in (LAZILY[:1], LAZILY, LAZILY):
+        found = fx.compile(model, (x,), passes=passes, **options)
+        found.save(tmp_path / "found.fxc")
+    assert_same(fx.load(tmp_path / "found.fxc"), fx.load(tmp_path / "expected.fxc"))
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
