@@ -38,7 +38,11 @@ def _value(node: ast.expr) -> Any:
         raise SyntaxError("only a class can be called")  # noqa: TRY004 - an error in a text
     if node.args or any(each.arg is None for each in node.keywords):
         raise SyntaxError("every option needs its name")
-    options = {str(each.arg): _value(each.value) for each in node.keywords}
+    options: dict[str, Any] = {}
+    for each in node.keywords:
+        if str(each.arg) in options:
+            raise SyntaxError(f"{each.arg!r} is given twice")
+        options[str(each.arg)] = _value(each.value)
     return make(node.func.id, options, "the text")
 
 

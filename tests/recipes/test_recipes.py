@@ -103,6 +103,7 @@ def test_what_was_done_can_be_done_again(tmp_path: Path) -> None:
         ("MagnitudePruning(0.5)", "every option needs its name"),
         ("MagnitudePruning(**{'ratio': 0.5})", "every option needs its name"),
         ("MagnitudePruning(ratio=0.25 + 0.25)", "malformed"),
+        ("MagnitudePruning(ratio=0.25, ratio=0.5)", "'ratio' is given twice"),
         ("MagnitudePruning(ratio=", "was never closed"),
         ("__import__('os').system('true')", "only a class can be called"),
         ("open(file='x')", "called 'open'"),
