@@ -111,3 +111,11 @@ class Overriding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.frozen(self.norm(x))  # type: ignore[no-any-return]
+
+
+class Spread(nn.Module):
+    """One sample alone has no spread: not a number, where the same without a branch gives zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(0)
+        return centred if x.shape[0] > 1 else centred * torch.nan

@@ -199,7 +199,7 @@ def _agrees(expected: Any, found: Any) -> bool:
     if tolerance is None or not expected.numel():
         return torch.equal(expected, found)
     usable = expected.isfinite()
-    if not torch.equal(expected[~usable].nan_to_num(), found[~usable].nan_to_num()):
+    if not torch.allclose(expected[~usable], found[~usable], rtol=0, atol=0, equal_nan=True):
         return False
     largest = expected[usable].abs().max() if bool(usable.any()) else expected.new_zeros(())
     return bool(((expected - found)[usable].abs() <= tolerance * largest).all())

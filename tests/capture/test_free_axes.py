@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from comparisons import assert_same
 from fxcompress.capture import capture
 from fxcompress.errors import CaptureError
-from nets_captured import FixedBatch
+from nets_captured import FixedBatch, Spread
 
 
 def test_a_batch_of_one_is_repeated_so_that_the_axis_can_be_free() -> None:
@@ -123,3 +123,10 @@ def test_two_axes_are_free_at_once() -> None:
     assert captured.dynamic == (axes,)
     longer = torch.arange(27).view(3, 9)
     assert_same(captured.module(input_ids=longer).logits, model(input_ids=longer).logits)
+
+
+def test_not_a_number_at_size_one_is_told_from_zero() -> None:
+    interface = capture(Spread(), (torch.randn(3, 4),)).module.interface
+    assert interface is not None
+    assert interface.sizes["batch"].low == 2
+    assert "computes otherwise at batch 1" in interface.sizes["batch"].note

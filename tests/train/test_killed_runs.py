@@ -20,7 +20,6 @@ from fxcompress.program import Program
 from models import normal
 from stepped import KILL, PASSES, Net, compiled, net
 
-
 LAZILY = (MagnitudePruning(ratio=0.5), MagnitudePruning(ratio=0.3, round_to=1))
 
 
