@@ -13,16 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 
 from fxcompress.graph.metadata import example_size, is_size, parameter_of, shape_of
-from fxcompress.graph.schema import packet_of
-
-CASTS = frozenset(
-    f"aten::{name}"
-    for name in ("_to_copy", "clone", "contiguous", "lift_fresh_copy", "to", "type_as")
-)
-"""What hands on every entry where it is, in memory or of a type of its own."""
+from fxcompress.graph.moves import is_copy, is_view
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ def _view(node: fx.Node) -> tuple[fx.Node, Any] | None:
     if parameter_of(node) is not None:
         return node, torch.empty(shape_of(node), device="meta")
     found = _view(_operand(node)) if hands_on(node) else None
-    if found is None or packet_of(node) in CASTS:
+    if found is None or is_copy(node):
         return found
     read, before = found
     args, kwargs = fx.node.map_arg(
@@ -106,9 +99,7 @@ def hands_on(node: fx.Node) -> bool:
     operands = [operand for operand in node.all_input_nodes if not is_size(operand)]
     if len(operands) != 1 or node.op != "call_function":
         return False
-    if isinstance(node.target, OpOverload):
-        return packet_of(node) in CASTS or bool(node.target.is_view)
-    return node.target is operator.getitem
+    return is_copy(node) or is_view(node) or node.target is operator.getitem
 
 
 def _operand(node: fx.Node) -> fx.Node:

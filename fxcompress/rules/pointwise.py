@@ -12,7 +12,7 @@ from fxcompress.axes.expressions import Axes
 from fxcompress.graph.schema import arguments, operands_of, packet_of
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.create import unknown
-from fxcompress.rules.registry import axis_rule, name_of
+from fxcompress.rules.registry import axis_rule, is_pointwise, name_of, rule_for
 from fxcompress.rules.responses import masked_factors, nonlinear_factors
 
 
@@ -51,6 +51,12 @@ def pointwise(ctx: Context, node: fx.Node) -> Output:
     ctx.nonlinearity(nonlinear_factors(ctx, node, every), node, name_of(node.target))
     ctx.set_nonzero(node, nonzero)
     return out
+
+
+def is_elementwise(node: fx.Node) -> bool:
+    """Whether what a node calls acts on each element alone: torch or this module says so."""
+    rule = rule_for(node)
+    return rule is pointwise or (rule is None and is_pointwise(node))
 
 
 def _shape(ctx: Context, node: fx.Node) -> tuple[int, ...] | None:

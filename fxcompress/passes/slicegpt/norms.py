@@ -10,28 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from fxcompress.analysis.groups import ChannelGroup
 from fxcompress.axes.expressions import Factor, leaves
-from fxcompress.graph.metadata import parameter_of, shape_of
+from fxcompress.graph.metadata import is_tensor, parameter_of, shape_of
+from fxcompress.graph.moves import is_copy, moves
+from fxcompress.graph.norms import InputNorm, input_norms
 from fxcompress.graph.schema import arguments, dims, packet_of
 from fxcompress.layers.weights import consumers
 from fxcompress.passes.structured.method import DeclinedError
 from fxcompress.program import Program
-
-CASTS = frozenset(f"aten::{name}" for name in ("to", "_to_copy", "type_as", "float"))
-MOVES = CASTS | {
-    f"aten::{name}"
-    for name in (
-        "alias", "clone", "contiguous", "dropout", "expand", "flatten", "index", "permute",
-        "reshape", "select", "slice", "squeeze", "transpose", "unflatten", "unsqueeze", "view",
-    )
-}  # fmt: skip
-"""What hands units on as they are (dropout in evaluation)."""
-SUMS = frozenset(f"aten::{name}" for name in ("add", "add_", "sub", "sub_"))
-SCALINGS = frozenset(f"aten::{name}" for name in ("mul", "mul_", "div", "div_", "neg"))
-FUSED = frozenset(("aten::rms_norm", "aten::layer_norm"))
+from fxcompress.rules.pointwise import is_elementwise
 
 
 @dataclass(frozen=True)
@@ -61,8 +52,9 @@ def stream_norms(program: Program, group: ChannelGroup) -> tuple[StreamNorm, ...
     and LayerNorms.
     """
     found: list[StreamNorm] = []
+    fused = {norm.node: norm for norm in input_norms(program.module) if is_tensor(norm.node)}
     for node in program.module.graph.nodes:
-        norm = _fused(node) if packet_of(node) in FUSED else None
+        norm = _fused(fused[node]) if node in fused else None
         norm = _spelled_out(node) if packet_of(node) == "aten::rsqrt" else norm
         axes = program.analysis.coupling.axes
         if norm is not None and axes.get(norm.source.name, ())[-1:] == (group.factor,):
@@ -72,7 +64,7 @@ def stream_norms(program: Program, group: ChannelGroup) -> tuple[StreamNorm, ...
 
 def handed_on_by(node: fx.Node) -> fx.Node:
     """The node whose units `node` only hands on: itself, or what stands before moves and casts."""
-    while packet_of(node) in MOVES:
+    while moves(node):
         node = node.all_input_nodes[0]
     return node
 
@@ -119,7 +111,7 @@ def _check_read(group: ChannelGroup, norm: StreamNorm, readers: Collection[str])
     pending = [norm.output]
     while pending:
         for user in pending.pop().users:
-            if packet_of(user) in MOVES:
+            if moves(user):
                 pending.append(user)
             elif user.name not in readers:
                 raise DeclinedError(
@@ -132,18 +124,16 @@ def _check_read(group: ChannelGroup, norm: StreamNorm, readers: Collection[str])
 
 def _rotates(program: Program, group: ChannelGroup, node: fx.Node, linear: Collection[str]) -> bool:
     """Whether a node treats a rotated stream as it does the stream."""
-    factor, packet = group.factor, packet_of(node)
+    factor, coupling = group.factor, program.analysis.coupling
     operands = [n for n in node.all_input_nodes if _holds(program, n, factor)]
     if not operands and not _holds(program, node, factor):
         return True
-    axes = program.analysis.coupling.axes.get(node.name, ())
+    axes = coupling.axes.get(node.name, ())
     if any(factor in leaves(expr) and expr is not factor for expr in axes):
         return False  # cut into parts
-    if packet in SUMS:
-        return len(operands) == 2
-    if packet in SCALINGS:
-        return len(node.all_input_nodes) == 1
-    return packet in MOVES or node.name in linear
+    if node.name in linear or moves(node):
+        return True
+    return is_elementwise(node) and node.name not in coupling.acting.get(factor, ())
 
 
 def _holds(program: Program, node: fx.Node, factor: Factor) -> bool:
@@ -155,16 +145,14 @@ def _holds(program: Program, node: fx.Node, factor: Factor) -> bool:
 # ---- recognition
 
 
-def _fused(node: fx.Node) -> StreamNorm | None:
-    named = arguments(node)
-    if len(named["normalized_shape"]) != 1:
-        return None
+def _fused(norm: InputNorm) -> StreamNorm | None:
+    named = arguments(norm.node)
     given = [named.get(name) for name in ("weight", "bias")]
-    gain, shift = map(parameter_of, given)
-    if [gain is None, shift is None] != [each is None for each in given]:
-        return None  # computed in the graph
-    centred = packet_of(node) == "aten::layer_norm"
-    return StreamNorm(named["input"], node, gain, frozenset((node,)), shift, centred)
+    computed = [one is not None and parameter_of(one) is None for one in given]
+    if norm.last != 1 or any(computed):
+        return None
+    nodes = frozenset((norm.node,))
+    return StreamNorm(norm.value, norm.node, norm.scale, nodes, norm.shift, norm.centred)
 
 
 def _spelled_out(root: fx.Node) -> StreamNorm | None:
@@ -183,16 +171,32 @@ def _spelled_out(root: fx.Node) -> StreamNorm | None:
 def _squared(root: fx.Node) -> fx.Node | None:
     """The x of ``rsqrt(mean(x * x) + eps)``, with the mean over the last axis alone."""
     steps = [root]
-    for packets in (("aten::add",), ("aten::mean",), ("aten::pow", "aten::mul", "aten::square")):
-        steps.append(_uncast(steps[-1].all_input_nodes[0]))
-        if packet_of(steps[-1]) not in packets or len(steps[-1].all_input_nodes) != 1:
-            return None
-    average, square = steps[-2:]
-    power = square.args[1] if packet_of(square) == "aten::pow" else 2
+    while len(steps) < 5 and (operand := _operand(steps[-1])) is not None:
+        steps.append(operand)
+    if len(steps) < 5:
+        return None
+    _, shifted, average, square, source = steps
+    if packet_of(shifted) != "aten::add" or packet_of(average) != "aten::mean":
+        return None
     rank = len(shape_of(square))
     named = arguments(average)
     last = bool(named.get("keepdim")) and dims(named.get("dim"), rank) == (rank - 1,)
-    return _uncast(square.all_input_nodes[0]) if power == 2 and last else None
+    return source if last and _squares(square) else None
+
+
+def _operand(node: fx.Node) -> fx.Node | None:
+    """The one node that a node is computed from, casts aside."""
+    operands = node.all_input_nodes
+    return _uncast(operands[0]) if len(operands) == 1 else None
+
+
+def _squares(node: fx.Node) -> bool:
+    """Whether a node gives x² of each entry of its one operand, whichever operator it is."""
+    sample = torch.tensor((-3.0, 0.5, 2.0), dtype=torch.float64)
+    if not is_elementwise(node):
+        return False
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: sample)
+    return torch.equal(node.target(*args, **kwargs), sample * sample)  # type: ignore[operator]
 
 
 def _times(node: fx.Node, fits: Callable[[fx.Node], bool]) -> fx.Node | None:
@@ -201,7 +205,7 @@ def _times(node: fx.Node, fits: Callable[[fx.Node], bool]) -> fx.Node | None:
     while pending:
         for user in pending.pop().users:
             others = [n for n in map(_uncast, user.all_input_nodes) if n is not node]
-            if packet_of(user) in CASTS:
+            if is_copy(user):
                 pending.append(user)
             elif packet_of(user) == "aten::mul" and len(others) == 1 and fits(others[0]):
                 return user
@@ -209,7 +213,7 @@ def _times(node: fx.Node, fits: Callable[[fx.Node], bool]) -> fx.Node | None:
 
 
 def _uncast(node: fx.Node) -> fx.Node:
-    while packet_of(node) in CASTS:
+    while is_copy(node):
         node = node.all_input_nodes[0]
     return node
 
