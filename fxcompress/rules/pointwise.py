@@ -7,6 +7,7 @@ found by running it; see `fxcompress.rules.responses`.
 from __future__ import annotations
 
 from torch import fx
+from torch.nn.modules import activation
 
 from fxcompress.axes.expressions import Axes
 from fxcompress.graph.schema import arguments, operands_of, packet_of
@@ -27,6 +28,8 @@ UNTAGGED = _names("""
     type_as where zero
 """)
 """Element-wise ops, though torch does not say so (of every overload)."""
+ACTIVATIONS = frozenset(name.lower() for name in activation.__all__)
+"""The layers that torch.nn counts as activations, in lower case."""
 CONVERSIONS = ("aten::to", "aten::type_as")
 """Ops whose second operand only tells the type."""
 
@@ -57,6 +60,12 @@ def is_elementwise(node: fx.Node) -> bool:
     """Whether what a node calls acts on each element alone: torch or this module says so."""
     rule = rule_for(node)
     return rule is pointwise or (rule is None and is_pointwise(node))
+
+
+def is_activation(node: fx.Node) -> bool:
+    """Whether a node is an activation of each element alone, which softmax and GLU are not."""
+    name = packet_of(node).removeprefix("aten::").replace("_", "")
+    return name in ACTIVATIONS and (is_elementwise(node) or rule_for(node) is _prelu)
 
 
 def _shape(ctx: Context, node: fx.Node) -> tuple[int, ...] | None:

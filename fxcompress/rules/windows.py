@@ -8,7 +8,7 @@ from torch import fx
 
 from fxcompress.axes.expressions import Axes, product
 from fxcompress.graph.metadata import example_shape
-from fxcompress.graph.schema import arguments, per_axis
+from fxcompress.graph.schema import arguments, packet_of, per_axis
 from fxcompress.rules.context import Context, Output
 from fxcompress.rules.registry import axis_rule
 
@@ -55,6 +55,12 @@ def _positions(ctx: Context, node: fx.Node) -> Output:
         kept = (expr for place, expr in enumerate(axes) if place not in pooled)
         ctx.nonlinearity(kept, node, str(node.target))
     return (out, out) if many else out
+
+
+def is_max_pool(node: fx.Node) -> bool:
+    """Whether a node takes maxima over windows, so that it commutes with what is monotone."""
+    packet = packet_of(node)
+    return packet in POOLS and "max" in packet
 
 
 def _single(node: fx.Node, count: int) -> list[bool]:

@@ -19,16 +19,10 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.analysis.groups import ChannelGroup
-from fxcompress.graph.schema import packet_of
 from fxcompress.layers.weights import Producer, entries, producers
 from fxcompress.passes.ippro.scores import Filters
 from fxcompress.program import Program
-
-_NAMES = """
-    celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid mish prelu relu
-    relu6 rrelu selu sigmoid silu softplus softshrink tanh threshold
-"""
-ACTIVATIONS = frozenset(f"aten::{name}" for name in _NAMES.split())
+from fxcompress.rules.pointwise import is_activation
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ def _target(nodes: Mapping[str, fx.Node], group: ChannelGroup, producer: Produce
 def _activation(node: fx.Node, part: int) -> Place | None:
     """The activation that alone reads a value, through ops that only look at it."""
     while (user := _reader(node, part)) is not None:
-        if packet_of(user).removesuffix("_") in ACTIVATIONS:
+        if is_activation(user):
             return Place(node.name, user.name)
         if len(user.all_input_nodes) > 1 or user.op == "output":
             return None

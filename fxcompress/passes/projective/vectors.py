@@ -6,22 +6,14 @@ import torch
 from torch import Tensor
 
 from fxcompress.analysis.groups import ChannelGroup
+from fxcompress.graph.norms import batch_norms
 from fxcompress.graph.schema import packet_of
 from fxcompress.layers.weights import Producer, Rows, consumers, entries, producers
 from fxcompress.passes.elimination import Vectors, arc_cosine, scores
 from fxcompress.passes.structured.method import DeclinedError
 from fxcompress.passes.structured.readers import readers
 from fxcompress.program import Program
-
-_RELU = frozenset({"aten::relu", "aten::relu_"})
-_BESIDE = frozenset({
-    *(f"aten::{name}" for name in ("add", "add_", "addmm", "batch_norm", "linear")),
-    *(f"aten::conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)),
-    *(f"aten::{kind}max_pool{rank}d" for kind in ("", "adaptive_") for rank in (1, 2, 3)),
-})  # fmt: skip
-"""What may come with the ReLU: constants and norms that fold into the rows before it, and pooling
-by maxima, which commutes with it.
-"""
+from fxcompress.rules.windows import is_max_pool
 
 
 def vectors_of(
@@ -95,14 +87,30 @@ def _products(matrices: list[Tensor], scaled: bool) -> Tensor:
 def check_relu(program: Program, group: ChannelGroup) -> None:
     """That a ReLU is the only nonlinearity of the units.
 
+    Pooling by maxima may come with it, since it commutes with it, and so may what is affine.
+
     Raises:
         DeclinedError: It is not.
     """
     acting = program.analysis.coupling.acting.get(group.factor, frozenset())
-    ops = {packet_of(node) for node in program.module.graph.nodes if node.name in acting}
-    if not ops & _RELU or ops - _RELU - _BESIDE:
+    nodes = [node for node in program.module.graph.nodes if node.name in acting]
+    others = [node for node in nodes if packet_of(node).removesuffix("_") != "aten::relu"]
+    folded = _folded(program)
+    beside = all(node.name in folded or is_max_pool(node) for node in others)
+    if len(others) == len(nodes) or not beside:
         raise DeclinedError(
             group,
             "kernel='arccos' is for units behind a ReLU alone, and these meet "
             f"{', '.join(group.nonlinearities) or 'none'}",
         )
+
+
+def _folded(program: Program) -> set[str]:
+    """The names of what folds into the rows before a ReLU: linear maps with their biases, norms by
+    running statistics, and constants.
+    """
+    maps = {one.node for one in program.maps if one.direct}
+    norms = {norm.node.name for norm in batch_norms(program.module)}
+    nodes = program.module.graph.nodes
+    added = {node.name for node in nodes if packet_of(node).removesuffix("_") == "aten::add"}
+    return maps | norms | added
