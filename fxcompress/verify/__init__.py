@@ -56,8 +56,9 @@ def verify(
     were added), ``reparametrized``, ``decoded`` or ``replaced`` (parameters read as other values);
     a kind of edit may have a name of its own. Other edits of the same plan are in the reference
     too; `Check.compared` tells all of them. Both run in evaluation mode, whatever mode they are in.
-    On the meta device nothing can be run, and the kind says so. Parameters and buffers that no
-    matrix mixed are compared bit by bit.
+    On the meta device nothing can be run, and where no output of the reference is finite there is
+    nothing to compare; the kind says so. Parameters and buffers that no matrix mixed are compared
+    bit by bit.
 
     `Check.zeroed_error` is the error where the reference is the dense graph on parameters with
     zeros, None where that does not apply; `Check.compared` then says why.
@@ -79,6 +80,8 @@ def verify(
         result, reason = runs.by_zeroed_parameters()
     else:
         result = runs.by_masks()
+    if result.kind == NOT_RUN:
+        return result
     words = _finalized(new, proof)[1]
     if reason is None:
         words = ", whose parameters alone are zero there" + words

@@ -51,8 +51,17 @@ def coarsest_dtype(module: CapturedModule) -> torch.dtype:
 
 
 def is_vacuous(outputs: Any) -> bool:
-    """Outputs of zeros (from inputs of zeros, say) prove nothing."""
-    return not any(isinstance(t, Tensor) and bool(t.any()) for t in pytree.tree_leaves(outputs))
+    """Outputs of zeros (from inputs of zeros, say), and of what is not finite, prove nothing."""
+    return not any(bool((t.isfinite() & (t != 0)).any()) for t in _tensors(outputs))
+
+
+def is_incomparable(outputs: Any) -> bool:
+    """Whether `distance` leaves out every place of these as a reference."""
+    return not any(bool(t.isfinite().any()) for t in _tensors(outputs))
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def is_blank(inputs: Any) -> bool:
