@@ -178,3 +178,14 @@ DRAWING: dict[str, Callable[[], Example]] = {
     "random_switches": _entry(RandomSwitches),
 }
 STATEFUL = WRITING | DRAWING
+
+
+class Shifting(nn.Module):
+    """It writes to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x.add_(1))  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxcompress as fx
 import models
 from fxcompress.errors import ExportError, VerificationError
 from fxcompress.export import CheckResult, Example, check, to_onnx
@@ -22,6 +23,7 @@ from fxcompress.export.onnx.extremes import Extremes
 from fxcompress.export.onnx.samples import drawn
 from fxcompress.export.runtimes.onnxruntime import OnnxRuntime
 from fxcompress.export.runtimes.protocol import Source
+from nets_stateful import Shifting
 
 BATCHED = ({0: "batch"},)
 LOOSE = Tolerance(1e-4, 1e-8)
@@ -185,6 +187,14 @@ def test_zero_outputs_are_pointed_out(tmp_path: Path) -> None:
     result = check(to_onnx(program, tmp_path / "a.onnx"), program)
     assert result.ok
     assert "output is zero on every input" in result.notes[0]
+
+
+def test_a_model_that_writes_to_its_input_is_compared_on_what_it_was_given(tmp_path: Path) -> None:
+    program = fx.compile(Shifting(), (models.normal(3, 4),))
+    (given,) = (value.clone() for value in program.args)
+    file = to_onnx(program, tmp_path / "shifting.onnx").path
+    assert check(file, program).ok
+    assert torch.equal(program.args[0], given)
 
 
 def test_a_missing_or_unreadable_file_is_refused(tmp_path: Path) -> None:

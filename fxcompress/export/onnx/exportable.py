@@ -23,7 +23,7 @@ from fxcompress.capture.tracing import evaluating
 from fxcompress.errors import ExportError
 from fxcompress.export.onnx.names import input_names, named_outputs, unique_names
 from fxcompress.graph.lazy import READ_LAZILY, is_lazy
-from fxcompress.graph.state import forked, preserved
+from fxcompress.graph.state import copies, forked, preserved
 
 
 class Exportable(Protocol):
@@ -142,13 +142,13 @@ def inference_module(program: Exportable) -> Iterator[nn.Module]:
 
 
 def run_module(module: nn.Module, inputs: Inputs, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Run a module on flattened tensors and name the tensors it returns; every run starts from the
-    same state, as a file's does.
+    """Run a module on copies of flattened tensors and name the tensors it returns; every run starts
+    from the same state, as a file's does.
 
     Raises:
         ExportError: The module refuses the tensors; its own error is in the message.
     """
-    args, kwargs = inputs.arguments(tensors)
+    args, kwargs = inputs.arguments(copies(tensors))
     try:
         with preserved(module):
             result = module(*args, **kwargs)
