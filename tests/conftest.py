@@ -58,6 +58,14 @@ hypothesis.settings.register_profile("thorough", LAWS, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """What tests share is imported by its name alone: looked through for doctests, it would be a
+    second module, with second operators and recipes of the same names.
+    """
+    own = collection_path.is_relative_to(Path(__file__).parent) and collection_path.suffix == ".py"
+    return True if own and not collection_path.name.startswith("test_") else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `gpu` where there is none."""
     if torch.cuda.is_available():

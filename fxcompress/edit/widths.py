@@ -153,7 +153,10 @@ def _mended_size(
     common = gcd(old, new)
     with node.graph.inserting_before(node):
         scaled = node.graph.call_function(operator.mul, (value, new // common))
-        return node.graph.call_function(operator.floordiv, (scaled, old // common))
+        mended = node.graph.call_function(operator.floordiv, (scaled, old // common))
+    scaled.meta["val"] = value.meta["val"] * (new // common)
+    mended.meta["val"] = scaled.meta["val"] // (old // common)
+    return mended
 
 
 def _write(node: fx.Node, path: tuple[int | str, ...], value: int | fx.Node) -> None:

@@ -47,6 +47,7 @@ PASSES: dict[str, Callable[[random.Random], Pass]] = {
     "fold batch norm": _plain(passes.FoldBatchNorm),
     "n:m": _plain(passes.NMSparsity),
     "n:m, trainable": _plain(passes.NMSparsity, trainable=True),
+    "int8 weights": _plain(passes.WeightOnlyQuantization),
     "recalibrate": _plain(passes.RecalibrateBatchNorm),
     "tune norms": _plain(passes.TuneNorms),
 }

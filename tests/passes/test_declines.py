@@ -96,7 +96,7 @@ def test_every_pass_takes_every_net_or_says_why_not(name: str, method: str) -> N
         ("tied_language_model", "folding over norms", "both writes and reads the units"),
         ("gru", "flap", "is not the weight of linear layers alone"),
         ("lstm", "least squares centred", "is not the weight of linear layers alone"),
-        ("transposed_conv", "kron", "no layer with a row for each unit"),
+        ("transposed_conv", "kron", "has no Kronecker factors"),
         ("transposed_conv", "flap", "has its inputs on axis 0"),
         ("two readers", "folding", "reads the units without a weight"),
     ],

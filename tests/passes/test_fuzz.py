@@ -36,7 +36,7 @@ def test_every_pass_is_tried() -> None:
     tried = {type(make(random.Random(0))) for make in PASSES.values()}
     named = [getattr(fx.passes, name) for name in fx.passes.__all__]
     passes = {kind for kind in named if isinstance(kind, type) and hasattr(kind, "plan")}
-    assert passes - tried == {fx.passes.StructuredPass}
+    assert passes - tried == {fx.passes.Structured, fx.passes.StructuredPass}
 
 
 def test_a_wrong_reference_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
