@@ -114,7 +114,11 @@ def _rounding_notes(families: Sequence[Family], sized: Sized, limits: Limits) ->
     count: Counter[int] = Counter()
     for family, multiple in zip(families, sized.multiples, strict=True):
         count[multiple] += len(family.groups)
-    words = [f"multiples of {m} in {count[m]} groups" for m in sorted(count, reverse=True) if m > 1]
+    words = [
+        f"multiples of {multiple} in {number} group{'s' * (number > 1)}"
+        for multiple, number in sorted(count.items(), reverse=True)
+        if multiple > 1
+    ]
     words += [f"{count[1]} not rounded"] * (count[1] > 0)
     words += [f"{count[0]} left whole"] * (count[0] > 0)
     return (f"round_to={limits.round_to!r}: {', '.join(words)}",)

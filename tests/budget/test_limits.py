@@ -103,7 +103,7 @@ def test_an_excluded_layer_keeps_those_whole_that_look_like_it() -> None:
 
 def test_the_notes_say_what_rounding_did() -> None:
     notes = MagnitudePruning(ratio=0.5).plan(program("convnext_block")).notes
-    assert notes == ("round_to='auto': multiples of 4 in 1 groups, 1 not rounded",)
+    assert notes == ("round_to='auto': multiples of 4 in 1 group, 1 not rounded",)
 
 
 def test_a_budget_that_only_unrounded_widths_meet_is_met_unrounded() -> None:
