@@ -20,7 +20,8 @@ from fxcompress.axes.space import Space
 from fxcompress.graph.aliasing import alias_classes, mutated_inputs
 from fxcompress.graph.captured import CapturedModule
 from fxcompress.graph.metadata import dynamic_dims, shape_of
-from fxcompress.graph.schema import Path, dims, packet_of, read
+from fxcompress.graph.moves import axis_before
+from fxcompress.graph.schema import Path, read
 from fxcompress.rules.constraints import (
     Binding,
     Constraint,
@@ -259,16 +260,6 @@ class Context:
 def _parameter_dim(operand: fx.Node, dim: int | None) -> int | None:
     """Which axis of the parameter axis `dim` of the operand is, through transpositions; or None."""
     while dim is not None and operand.all_input_nodes:
-        rank = len(shape_of(operand))
-        name = packet_of(operand)
-        if name in ("aten::t", "aten::numpy_T"):
-            dim = rank - 1 - dim
-        elif name == "aten::transpose":
-            first, second = dims(operand.args[1:3], rank)
-            dim = {first: second, second: first}.get(dim, dim)
-        elif name == "aten::permute":
-            dim = dims(operand.args[1], rank)[dim]
-        elif name not in ("aten::to", "aten::contiguous", "aten::detach", "aten::alias"):
-            return None
+        dim = axis_before(operand, dim)
         operand = operand.all_input_nodes[0]
     return dim
