@@ -42,6 +42,7 @@ def reader(read: Callable[[Tensor], Tensor]) -> fx.Node:
     """The only node that reads the weight."""
     graph = capture(Reading(read), (torch.randn(5, 2),)).module.graph
     ((weight,),) = (list(graph.find_nodes(op="get_attr")),)
+    user: fx.Node
     (user,) = weight.users
     return user
 
