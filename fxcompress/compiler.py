@@ -86,7 +86,8 @@ def compile(
             larger than memory can be compressed.
         checkpoint: A folder for the program after every pass, and for what a step keeps on its way.
             The same call with the same folder goes on where a killed run was, to the same result.
-            What the task's data hold is not looked at: take another folder for other data.
+            What the task's data hold is not looked at: take another folder for other data. A run on
+            `weights` goes on with the values of what was compressed in memory.
 
     Returns:
         A `Program`: call it like the model, print it, save it, or hand it to `fxcompress.export`.

@@ -144,7 +144,8 @@ class Program:
     def with_values(self, values: Mapping[str, Tensor]) -> Program:
         """The same program with other values, of the same shapes, for some parameters or buffers.
 
-        The analysis is shared, so groups of one are groups of the other.
+        The analysis is shared, so groups of one are groups of the other, and so are all other
+        tensors: train a ``copy.deepcopy`` of one.
 
         Raises:
             PlanError: There is no parameter or buffer of a name, or its shape is another.

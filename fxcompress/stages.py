@@ -92,6 +92,8 @@ def _named(passes: Sequence[Pass | Step], number: int) -> Iterator[None]:
 def apply(program: Program, one: Pass | Step, *, verify: bool = True) -> Program:
     """Run one pass or step on a program and give the new program; the old one stays as it was.
 
+    The two share the tensors that nothing changed: train a ``copy.deepcopy`` of one.
+
     Raises:
         PlanError: The pass's plan would break the program.
         VerificationError: The result is not what it must be.
