@@ -29,7 +29,7 @@ from fxcompress.analysis.quantities import register as register_quantity
 from fxcompress.arguments import Count, Holds, Interval, NotNegative, Positive, Seed, Share
 from fxcompress.axes.expressions import Axes, Expr, Factor
 from fxcompress.budget import Sizing
-from fxcompress.edit.base import Edit, Stage
+from fxcompress.edit.base import Edit, ParameterEdit, Stage
 from fxcompress.edit.codecs import Codec, Parts
 from fxcompress.edit.context import Context as EditContext
 from fxcompress.edit.proof import Proof
@@ -85,6 +85,7 @@ __all__ = [
     "Masks",
     "Moments",
     "NotNegative",
+    "ParameterEdit",
     "Parts",
     "Pattern",
     "PerIndex",

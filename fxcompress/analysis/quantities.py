@@ -14,7 +14,6 @@ What depends on a target, such as a latency, is one quantity for each target, na
 
 from __future__ import annotations
 
-import difflib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fxcompress.arguments.registry import Registry
 from fxcompress.axes.expressions import Axes, Factor
 from fxcompress.axes.transforms import size_of
 from fxcompress.errors import BudgetError
@@ -113,13 +113,12 @@ class Quantity:
 
 def register(quantity: Quantity) -> Quantity:
     """Make a quantity known; one of the same name is replaced."""
-    _REGISTRY[quantity.name] = quantity
-    return quantity
+    return _REGISTRY.add(quantity)
 
 
 def unregister(name: str) -> None:
     """Forget a quantity."""
-    del _REGISTRY[name]
+    _REGISTRY.remove(name)
 
 
 def quantities() -> Mapping[str, Quantity]:
@@ -133,13 +132,7 @@ def quantity(name: str) -> Quantity:
     Raises:
         BudgetError: There is none; the message has the nearest.
     """
-    if name in _REGISTRY:
-        return _REGISTRY[name]
-    near = difflib.get_close_matches(name, _REGISTRY, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise BudgetError(
-        f"no quantity is called {name!r}{hint}; the quantities are {', '.join(_REGISTRY)}"
-    )
+    return _REGISTRY[name]
 
 
 def _parameters(model: CostModel) -> Iterable[Term]:
@@ -154,14 +147,16 @@ def _bytes(model: CostModel) -> Iterable[Term]:
     return (one.size() for one in model.stored)
 
 
-_REGISTRY: dict[str, Quantity] = {
-    one.name: one
-    for one in (
+_REGISTRY = Registry(
+    "quantity",
+    "quantities",
+    BudgetError,
+    (
         Quantity("params", "parameters", _parameters),
         Quantity("flops", "FLOPs", _flops),
         Quantity("macs", "MACs", _flops, unit=2),  # a multiply and an add are two operations
         Quantity("bytes", "bytes", _bytes),
-    )
-}
+    ),
+)
 BUILT_IN = tuple(_REGISTRY)
 """The quantities that every report has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -90,3 +91,22 @@ class Edit(Checked):
     @abstractmethod
     def proof(self, context: Context) -> Proof:
         """How it is verified, said of the program before the plan."""
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterEdit(Edit):
+    """An edit that alone gives the value of one parameter.
+
+    Attributes:
+        parameter: Its name.
+    """
+
+    parameter: str
+
+    @property
+    def target(self) -> str:
+        return self.parameter
+
+    @property
+    def owns(self) -> str:
+        return self.parameter

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fxcompress.edit.base import Edit
+from fxcompress.edit.base import ParameterEdit
 from fxcompress.edit.context import Context
 from fxcompress.edit.proof import Proof
 from fxcompress.edit.zeros import Masking, Masks, Zeros
@@ -20,7 +20,7 @@ REPARAMETRIZED = "reparametrized"
 
 
 @dataclass(frozen=True, eq=False)
-class Reparametrize(Edit):
+class Reparametrize(ParameterEdit):
     """`parameter` is read through `module` from now on, until the program is finalised.
 
     The module takes the parameter and returns a tensor of the same shape and dtype. Where it is
@@ -29,16 +29,7 @@ class Reparametrize(Edit):
 
     resizes: ClassVar[bool] = False
 
-    parameter: str
     module: nn.Module
-
-    @property
-    def target(self) -> str:
-        return self.parameter
-
-    @property
-    def owns(self) -> str:
-        return self.parameter
 
     @property
     def masks(self) -> Masks:

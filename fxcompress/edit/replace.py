@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxcompress.edit.base import Edit
+from fxcompress.edit.base import ParameterEdit
 from fxcompress.edit.context import Context
 from fxcompress.edit.proof import Proof
 from fxcompress.edit.zeros import Masks, Pattern, Zeros
@@ -17,25 +17,16 @@ from fxcompress.graph.lazy import device_of_values
 
 
 @dataclass(frozen=True, eq=False)
-class Replace(Edit):
+class Replace(ParameterEdit):
     """`parameter` gets new values of the same shape; `mask` is True where they may be non-zero, and
     adheres to `pattern` where one is given.
 
     Values are replaced before units are projected, so a plan may do both to one parameter.
     """
 
-    parameter: str
     value: Tensor
     mask: Tensor | None = None
     pattern: Pattern | None = None
-
-    @property
-    def target(self) -> str:
-        return self.parameter
-
-    @property
-    def owns(self) -> str:
-        return self.parameter
 
     @property
     def values(self) -> Mapping[str, Tensor]:

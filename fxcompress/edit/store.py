@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fxcompress.edit.base import Edit
+from fxcompress.edit.base import ParameterEdit
 from fxcompress.edit.codecs import Codec, Parts
 from fxcompress.edit.context import Context
 from fxcompress.edit.proof import Proof
@@ -21,7 +21,7 @@ from fxcompress.graph.through import keeps, same_tensors
 
 
 @dataclass(frozen=True, eq=False)
-class Store(Edit):
+class Store(ParameterEdit):
     """`parameter` is kept as the tensors of a codec, and the graph reads ``codec.decode(parts)``.
 
     The parts are buffers ``<parameter>.<part>``; nothing is left of the parameter. It does not
@@ -36,17 +36,8 @@ class Store(Edit):
 
     resizes: ClassVar[bool] = False
 
-    parameter: str
     codec: Codec
     parts: Mapping[str, Tensor]
-
-    @property
-    def target(self) -> str:
-        return self.parameter
-
-    @property
-    def owns(self) -> str:
-        return self.parameter
 
     @property
     def stored(self) -> Mapping[str, int]:

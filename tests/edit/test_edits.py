@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import fxcompress as fx
 from edited import Just
+from fxcompress.edit.base import ParameterEdit
 from fxcompress.edit.context import Context
 from fxcompress.edit.plan import Edit
 from fxcompress.edit.proof import Proof
@@ -20,20 +22,11 @@ from programs import program
 
 
 @dataclass(frozen=True, eq=False)
-class Scale(Edit):
+class Scale(ParameterEdit):
     """A parameter is multiplied by a number, and its first row becomes zero for good."""
 
-    parameter: str
     factor: float
     applied: float | None = None  # what a faulty application multiplies by
-
-    @property
-    def target(self) -> str:
-        return self.parameter
-
-    @property
-    def owns(self) -> str:
-        return self.parameter
 
     @property
     def masks(self) -> Masks:
@@ -97,7 +90,12 @@ def test_its_own_refusal_comes_before_anything_is_edited() -> None:
         fx.apply(program("mlp"), Just(lambda _: [Scale("second.weight", 2.0)] * 2))
 
 
-KINDS = {kind.__name__ for kind in Edit.__subclasses__()} - {"Scale"}
+def _kinds(of: Any) -> set[str]:
+    under = of.__subclasses__()
+    return {kind.__name__ for kind in under}.union(*map(_kinds, under))
+
+
+KINDS = _kinds(Edit) - {"ParameterEdit", "Scale"}
 
 
 def _asks(node: ast.AST) -> bool:

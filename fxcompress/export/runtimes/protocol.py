@@ -6,7 +6,6 @@ search for who is to blame find it by its name.
 
 from __future__ import annotations
 
-import difflib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxcompress.arguments.registry import Registry
 from fxcompress.errors import ExportError
 from fxcompress.export.onnx.exportable import Exportable
 
@@ -126,13 +126,12 @@ class Runtime(ABC):
 
 def register(runtime: Runtime) -> Runtime:
     """Make a runtime known; one of the same name is replaced."""
-    _REGISTRY[runtime.name] = runtime
-    return runtime
+    return _REGISTRY.add(runtime)
 
 
 def unregister(name: str) -> None:
     """Forget a runtime."""
-    del _REGISTRY[name]
+    _REGISTRY.remove(name)
 
 
 def runtimes() -> Mapping[str, Runtime]:
@@ -146,13 +145,7 @@ def runtime_called(name: str) -> Runtime:
     Raises:
         ExportError: There is none; the message has the nearest.
     """
-    if name in _REGISTRY:
-        return _REGISTRY[name]
-    near = difflib.get_close_matches(name, _REGISTRY, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ExportError(
-        f"no runtime is called {name!r}{hint}; the runtimes are {', '.join(_REGISTRY)}"
-    )
+    return _REGISTRY[name]
 
 
 def runtime_for(source: Source, name: str | None = None) -> Runtime:
@@ -172,7 +165,7 @@ def runtime_for(source: Source, name: str | None = None) -> Runtime:
     return found
 
 
-_REGISTRY: dict[str, Runtime] = {}
+_REGISTRY: Registry[Runtime] = Registry("runtime", "runtimes", ExportError)
 
 
 def made_up(inputs: Sequence[Input], seed: int) -> tuple[Tensor, ...]:
