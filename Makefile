@@ -29,7 +29,7 @@ test: $(DEV)  ## Run the tests, but for those marked slow
 	$(BIN)/pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 test-zoo: $(DEV)  ## Run the larger models of the zoo, where there is one
-	$(BIN)/pytest -n $(WORKERS) -m slow tests/test_zoo_slice.py $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) -m slow tests/project/test_zoo_slice.py $(PYTEST_ARGS)
 
 test-all: $(DEV)  ## Run every test
 	$(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS)
