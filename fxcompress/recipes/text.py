@@ -50,7 +50,7 @@ def dumped(data: dict[str, Any]) -> str:
     """Plain data as YAML."""
     import yaml  # takes a while, and few ask for it
 
-    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=False)
     return text
 
 

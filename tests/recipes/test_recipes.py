@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import fxcompress as fx
@@ -57,6 +57,7 @@ def test_every_recipe_goes_there_and_back(name: str) -> None:
 
 
 @given(st.floats(0, 0.99), st.floats(1e-300, 1e300), st.text(), st.lists(st.text(), max_size=3))
+@example(0.5, 1.0, "\x85", ["\u2028", "é"])  # line breaks of Unicode, which YAML folds
 def test_values_come_back_to_the_last_bit(ratio: float, lam: float, text: str, names: Any) -> None:
     one = passes.IPPRO(ratio, lam=lam, groups=(text, *names))
     assert Recipe.parse(repr(one)) == one
