@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -35,6 +36,7 @@ MEDIAN_TIME, MOST_TIME, MOST_FORWARDS, MOST_MEMORY = 1.3, 2.0, 2, 2.0
 MEMORY = ("memory-export", "memory-compile")
 THEIRS = "torch-pruning"
 STAGES = ("capture", "canonicalize", "analysis", "plan", "rewrite", "verify")
+BETWEEN = STAGES[1:-1]
 TIME_COLUMNS = (
     "parameters", "export", *STAGES, "forwards", "whole", "ratio", "ratio before", "TP graph",
     "TP step",
@@ -85,6 +87,12 @@ def ratio(found: Found) -> float | None:
     return ours / export if ours and export else None
 
 
+def share(found: Found) -> float:
+    """The stages between capture and verification, over torch.export's time."""
+    ours = sum(median(found, "cold", stage) or 0.0 for stage in BETWEEN)
+    return ours / (median(found, "cold", "export") or math.nan)
+
+
 def memory_above(found: Found) -> float | None:
     """The peak of `compile` above that of torch.export, over the model's own size."""
     exported, compiled = (found.get(run, {"error": "not measured"}) for run in MEMORY)
@@ -132,7 +140,9 @@ def verdict(timed: dict[str, Found], held: dict[str, Found]) -> list[str]:
     memories = {name: memory_above(found) for name, found in held.items()}
     forwards = {name: median(found, "cold", "forwards") for name, found in timed.items()}
     middle = statistics.median(value for value in ratios.values() if value is not None)
+    shares = [share(found) for found in timed.values()]
     lines = [
+        f"{', '.join(BETWEEN)} together: {min(shares):.2f} to {max(shares):.2f} of torch.export",
         f"From capture to verified, over torch.export: {middle:.2f} in the median, "
         f"where {MEDIAN_TIME} was asked for",
         _judged(f"None above {MOST_TIME} times torch.export", ratios, MOST_TIME),

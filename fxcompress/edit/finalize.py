@@ -6,9 +6,9 @@ Afterwards the graph holds plain parameters again and computes what it computed 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, fx
 
+from fxcompress.edit.reparametrize import given
 from fxcompress.edit.store import unpack
 from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule, clone_graph
@@ -17,7 +17,7 @@ from fxcompress.graph.through import keeps, module_calls
 
 
 def finalize(module: CapturedModule) -> CapturedModule:
-    """The same function with every parameter computed once and for all.
+    """The same function in evaluation, with every parameter computed once and for all.
 
     Args:
         module: It is not changed; what is read and kept plainly is shared with the result.
@@ -61,11 +61,7 @@ def _fold(
 def _value(module: CapturedModule, call: fx.Node) -> Tensor:
     source = call.args[0]
     assert isinstance(source, fx.Node)
-    old = read_tensor(module, str(source.target))
-    with torch.no_grad():
-        value = module.get_submodule(str(call.target))(old)
-    # A module may hand the parameter itself back; the result must not share its storage.
-    return value.detach().clone()  # type: ignore[no-any-return]
+    return given(module.get_submodule(str(call.target)), read_tensor(module, str(source.target)))
 
 
 def _refuse_other_readers(module: CapturedModule, name: str, calls: list[fx.Node]) -> None:

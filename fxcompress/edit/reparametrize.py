@@ -14,6 +14,7 @@ from fxcompress.edit.proof import Proof
 from fxcompress.edit.zeros import Masking, Masks, Zeros
 from fxcompress.errors import PlanError
 from fxcompress.graph.captured import CapturedModule
+from fxcompress.graph.state import evaluating
 
 REPARAMETRIZED = "reparametrized"
 """The module that holds what parameters are read through."""
@@ -72,7 +73,7 @@ class Reparametrize(ParameterEdit):
             words=("finalised values",),
             rounded=True,
             finalizes=True,
-            reads={self.parameter: _given(self.module, context.value(self.parameter))},
+            reads={self.parameter: given(self.module, context.value(self.parameter))},
             masks=self.masks,
         )
 
@@ -95,13 +96,11 @@ def read_through(module: CapturedModule, parameter: str, through: nn.Module) -> 
             user.replace_input_with(source, made)
 
 
-def _given(module: nn.Module, parameter: Tensor) -> Tensor:
-    """What the module gives in evaluation mode, in memory of its own."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        with torch.no_grad():
-            value: Tensor = module.eval()(parameter)
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    return value.detach().clone()
+def given(module: nn.Module, parameter: Tensor) -> Tensor:
+    """What a small module gives of a parameter in evaluation mode, in memory of its own: what it
+    draws or drops while it trains is no value to keep. The module stays as it is.
+    """
+    with evaluating(module) as called, torch.no_grad():
+        value: Tensor = called(parameter)
+        # It may hand the parameter itself back, or a tensor that it writes to.
+        return value.detach().clone()

@@ -69,6 +69,31 @@ def test_what_was_not_read_through_a_module_is_shared_and_the_rest_is_not(gated:
     assert bool((gated.module.get_parameter("first.weight") != 0).any())
 
 
+class Noisy(nn.Module):
+    """Drops entries of a parameter while it trains, and tells how often it was called."""
+
+    calls: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return nn.functional.dropout(weight, 0.5, self.training)
+
+
+def test_what_is_folded_is_what_evaluation_reads_in_whatever_mode() -> None:
+    noisy = fx.apply(program("mlp"), Through({"first.weight": Noisy()}))
+    training = replace(noisy, module=copy.deepcopy(noisy.module).train())
+    before = {name: value.clone() for name, value in training.module.state_dict().items()}
+    final = training.finalize().module.get_parameter("first.weight")
+    assert torch.equal(final, program("mlp").module.get_parameter("first.weight"))
+    assert training.module.get_submodule("reparametrized.first_weight").training
+    for name, value in training.module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_the_program_before_still_trains_its_modules(gated: Program) -> None:
     gated.finalize()
     gated(X).sum().backward()

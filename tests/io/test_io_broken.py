@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def _user(manifest: dict[str, Any]) -> dict[str, Any]:
 def test_what_does_not_fit_together_is_refused(what: str, tmp_path: Path) -> None:
     change, message = BROKEN[what]
     error = refused(tmp_path, change)
-    assert __import__("re").search(message, str(error)), str(error)
+    assert re.search(message, str(error)), str(error)
 
 
 def test_powers_and_rounding_that_never_end_are_refused(tmp_path: Path) -> None:
